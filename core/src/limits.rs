@@ -1,0 +1,63 @@
+//! Every bound of `core`, with its unit and its reason. What is over a bound is dropped or cut as the line
+//! says, and counted by the part that meets it; nothing here ever fails a user's request.
+
+/// Members of a `tracestate` list (W3C Trace Context §3.3.1.1: at most 32). More: the header is dropped.
+pub const TRACESTATE_MEMBERS_MAX: usize = 32;
+/// Characters of a `tracestate` key (§3.3.1.3.1).
+pub const TRACESTATE_KEY_MAX: usize = 256;
+/// Characters of a `tracestate` value (§3.3.1.3.2).
+pub const TRACESTATE_VALUE_MAX: usize = 256;
+/// Characters of `tracestate` that we carry; §3.3.1.5 asks for at least 512. Whole members are cut.
+pub const TRACESTATE_BYTES_MAX: usize = 2048;
+/// When cutting, members longer than this go first (§3.3.1.5).
+pub const TRACESTATE_CUT_FIRST: usize = 128;
+
+/// Members of a `baggage` list that must be carried (W3C Baggage §3.3.2). More: the surplus is cut.
+pub const BAGGAGE_MEMBERS_MAX: usize = 64;
+/// Bytes of `baggage` that must be carried (W3C Baggage §3.3.2). More: whole members are cut from the right.
+pub const BAGGAGE_BYTES_MAX: usize = 8192;
+
+/// Bytes of an operation name: enough for any sensible name, small enough for a header. Longer: ignored.
+pub const OPERATION_BYTES_MAX: usize = 128;
+
+/// Several header lines of one list (`tracestate`, `baggage`) that are joined. More: the list is invalid.
+pub const HEADER_LINES_MAX: usize = 16;
+/// Bytes of one attribute value; longer ones are cut at a character's border.
+pub const ATTRIBUTE_VALUE_BYTES_MAX: usize = 4096;
+/// Bytes of one service or namespace name in `throughline-peer`. Longer: the name is ignored.
+pub const PEER_NAME_BYTES_MAX: usize = 128;
+/// Links of a span that starts a trace although exchanges are in flight.
+pub const LINKS_MAX: usize = 4;
+/// Inbound exchanges remembered while in flight, to restore what an application does not forward.
+/// More: they are served and traced, but nothing is restored from them.
+pub const IN_FLIGHT_MAX: usize = 16_384;
+/// Inbound exchanges of one trace that an outbound call is looked up in; more are not compared.
+pub const IN_FLIGHT_PER_TRACE_MAX: usize = 64;
+/// Bytes of baggage or tracestate remembered per exchange in flight. Longer: not restored.
+pub const RESTORED_BYTES_MAX: usize = 8192;
+/// Segments of a path that a template is made of; the rest becomes `/*`.
+pub const ROUTE_SEGMENTS_MAX: usize = 24;
+/// Bytes of a route template. Longer: no route.
+pub const ROUTE_BYTES_MAX: usize = 256;
+/// Buffers kept for the next exchange, so that a steady state allocates nothing.
+pub const SPARE_BUFFERS_MAX: usize = 256;
+/// Bytes a buffer may have grown to and still be kept for the next exchange.
+pub const SPARE_BUFFER_BYTES_MAX: usize = 16_384;
+
+/// Distinct operations in metric labels; further ones count as `_other`. Spans keep the real name.
+pub const METRIC_OPERATIONS_MAX: usize = 200;
+/// Distinct peers (service and namespace) in metric labels; further ones count as `_other`.
+pub const METRIC_PEERS_MAX: usize = 500;
+/// Distinct server addresses in metric labels; further ones count as `_other`.
+pub const METRIC_ADDRESSES_MAX: usize = 200;
+/// Distinct `error.type` values in metric labels; further ones count as `_other`.
+pub const METRIC_ERRORS_MAX: usize = 100;
+/// Series of one request metric; further combinations add to the overflow series.
+pub const METRIC_SERIES_MAX: usize = 4_000;
+
+/// Bytes of finished spans held for export, however few they are. At the bound the oldest go first.
+pub const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of one encoded span. A larger one is dropped, as its batch would be refused.
+pub const SPAN_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of one batch: below the 4 MiB that gRPC servers accept by default.
+pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
