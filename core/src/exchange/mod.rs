@@ -1,0 +1,189 @@
+//! The life of an exchange: `begin`, `response`, `end`. Everything between headers in and spans out is decided
+//! here, for both hosts. Never waits, never reads a clock, never draws a random number: moments and ids are
+//! arguments, so every path replays in a test.
+
+mod extract;
+mod head;
+mod inject;
+mod record;
+mod tracer;
+
+pub use extract::Propagators;
+pub use head::{Destination, Now, RequestHead, Scheme, Version};
+pub use inject::ResponseHeaders;
+pub use tracer::{Config, Counters, RootUnsampled, Tracer};
+
+use crate::carrier::Carrier;
+use crate::classify::{Direction, ErrorType, GrpcStatus, Outcome, Verdict, verdict};
+use crate::ids::{Flags, SpanId, TraceId};
+use crate::in_flight::Place;
+use crate::metrics::Method;
+use crate::names::{attribute, header};
+use crate::operation::Operation;
+use crate::otlp::{Attributes, Parent};
+use crate::peer::Peer;
+use crate::sampling::Reason;
+use record::Buffers;
+
+/// One request and its answer, from the first byte of the head to the last of the body. A host must `end` it,
+/// exactly once; a host that drops it leaks its place among the exchanges in flight.
+#[derive(Debug)]
+#[must_use = "an exchange that is not ended leaves no span and keeps its place"]
+pub struct Exchange {
+    direction: Direction,
+    tracing: Tracing,
+    started: Now,
+    method: Method,
+    operation: Option<Operation>,
+    peer: Option<Peer>,
+    /// Whether the caller is a sidecar, who may be told things that an application must not see.
+    caller_is_sidecar: bool,
+    grpc: bool,
+    grpc_status: Option<GrpcStatus>,
+    http_status: Option<u16>,
+    buffers: Box<Buffers>,
+}
+
+/// What is done for an exchange.
+#[derive(Debug)]
+enum Tracing {
+    /// Counted in metrics only: tracing is off.
+    Off,
+    /// Not even counted: a kubelet's probe.
+    Ignored,
+    /// Context carried on, and a span recorded if sampled.
+    On(Trace),
+}
+
+/// The place of an exchange in a trace.
+#[derive(Clone, Copy, Debug)]
+struct Trace {
+    trace_id: TraceId,
+    span_id: SpanId,
+    flags: Flags,
+    parent: Option<Parent>,
+    /// Whether a span comes of it.
+    recorded: bool,
+    reason: Reason,
+    in_flight: Option<Place>,
+}
+
+/// What an exchange turned out to be, for access logs.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Which way it went.
+    pub direction: Direction,
+    /// Trace and span, when there was tracing.
+    pub ids: Option<(TraceId, SpanId)>,
+    /// Whether a span was handed out.
+    pub recorded: bool,
+    /// How long it took.
+    pub duration_nanos: u64,
+    /// Status of the answer that the caller got.
+    pub http_status: Option<u16>,
+    /// What failed.
+    pub error: Option<ErrorType>,
+    /// The user's operation.
+    pub operation: Option<Operation>,
+    /// A probe, which leaves no line in an access log.
+    pub ignored: bool,
+}
+
+impl Exchange {
+    /// The upstream's answer begins: takes what is ours out of its headers and adds what its reader may see.
+    /// Bytes of the body are the host's business.
+    pub fn response(&mut self, tracer: &Tracer, status: u16, carrier: &mut impl Carrier) {
+        self.http_status = Some(status);
+        if matches!(self.tracing, Tracing::Off | Tracing::Ignored) {
+            return;
+        }
+        if let Some(value) = carrier.get(header::PEER) {
+            if self.direction == Direction::Outbound {
+                self.peer = Peer::parse(value);
+            }
+            carrier.remove(header::PEER);
+        }
+        if self.grpc || carrier.get("content-type").is_some_and(crate::classify::is_grpc) {
+            self.grpc = true;
+            self.grpc_status = GrpcStatus::of(carrier).or(self.grpc_status);
+        }
+        if let Tracing::On(trace) = self.tracing {
+            if trace.recorded {
+                let names = &tracer.config.capture_response_headers;
+                tracer::capture(
+                    names,
+                    attribute::RESPONSE_HEADER_PREFIX,
+                    carrier,
+                    &mut self.buffers.attributes,
+                );
+            }
+            if self.direction == Direction::Inbound {
+                if self.caller_is_sidecar {
+                    carrier.set(header::PEER, &tracer.config.peer_header);
+                }
+                inject::answer(&tracer.config.response_headers, &trace, carrier);
+            }
+        }
+    }
+
+    /// The trailers arrived: gRPC's status is in them.
+    pub fn trailers(&mut self, carrier: &impl Carrier) {
+        if self.grpc {
+            self.grpc_status = GrpcStatus::of(carrier).or(self.grpc_status);
+        }
+    }
+
+    /// Trace, span and flags as they went on; none without tracing.
+    #[must_use]
+    pub fn ids(&self) -> Option<(TraceId, SpanId)> {
+        match self.tracing {
+            Tracing::On(Trace { trace_id, span_id, .. }) => Some((trace_id, span_id)),
+            Tracing::Off | Tracing::Ignored => None,
+        }
+    }
+
+    /// Which way it goes.
+    #[must_use]
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// What the exchange amounts to.
+    fn verdict(&self, outcome: Outcome) -> (Option<u16>, Verdict) {
+        // What the sidecar answered in the upstream's place is what an inbound caller got; on an outbound
+        // exchange no status came from the server, so none is claimed.
+        let status = match (self.direction, outcome) {
+            (Direction::Inbound, Outcome::Failed { answered: Some(code), .. }) => Some(code),
+            (Direction::Outbound, Outcome::Failed { answered: Some(_), .. }) => None,
+            (Direction::Inbound | Direction::Outbound, _) => self.http_status,
+        };
+        (status, verdict(self.direction, outcome, status, self.grpc_status))
+    }
+
+    /// Attributes that are known only at the end.
+    fn finish_attributes(&mut self, status: Option<u16>, verdict: Verdict, outcome: Outcome) {
+        let mut attributes = Attributes::of_span(&mut self.buffers.attributes);
+        if let Some(status) = status {
+            attributes.int(attribute::HTTP_RESPONSE_STATUS_CODE, u64::from(status));
+        }
+        if let Some(grpc) = self.grpc_status {
+            attributes.text(attribute::RPC_STATUS_CODE, grpc.as_str().as_bytes());
+        }
+        match verdict.error {
+            Some(ErrorType::Name(name)) => attributes.text(attribute::ERROR_TYPE, name.as_bytes()),
+            Some(ErrorType::Code(code)) => {
+                attributes.text(attribute::ERROR_TYPE, code.to_string().as_bytes())
+            }
+            None => {}
+        }
+        if outcome == Outcome::CallerGone {
+            attributes.text(attribute::END, b"caller_gone");
+        }
+        if let (Direction::Outbound, Some(peer)) = (self.direction, &self.peer) {
+            attributes.text(attribute::PEER_SERVICE, peer.service.as_bytes());
+            if !peer.namespace.is_empty() {
+                attributes.text(attribute::PEER_NAMESPACE, peer.namespace.as_bytes());
+            }
+        }
+    }
+}

@@ -1,0 +1,693 @@
+//! What all exchanges of a process share: the settings that decide, the exchanges in flight, the routes, the
+//! numbers. One short lock at the beginning and one at the end of an exchange; no lock is held while a host
+//! does anything.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::extract::{Context, Invalids, Propagators, Reading, Seen};
+use super::inject::{Formats, PeerHeader, Plan, State};
+use super::record::{self, Buffers};
+use super::{Destination, Exchange, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing};
+use crate::batch::SpanSink;
+use crate::carrier::Carrier;
+use crate::classify::{Direction, Outcome, is_grpc};
+use crate::ids::{Flags, Ids, SpanId};
+use crate::in_flight::{InFlight, Inbound, Place};
+use crate::limits;
+use crate::mesh::Mesh;
+use crate::metrics::{Labels, Method, Requests};
+use crate::names::{OTHER, TRACESTATE_KEY, attribute};
+use crate::operation::Operation;
+use crate::otlp::{Attributes, Kind, Parent, Span, link};
+use crate::peer::Peer;
+use crate::propagation::{baggage, tracestate};
+use crate::redact::Query;
+use crate::route::{Pattern, Routes, template};
+use crate::sampling::{Decision, Reason, Sampler, erase_probability};
+
+/// What the application gets when we start a trace and decide not to sample it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RootUnsampled {
+    /// The context with the sampled flag off.
+    Flag,
+    /// Nothing, so that the application's own SDK decides.
+    Silent,
+}
+
+/// The settings that decide.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Whether contexts are carried and spans made. Metrics are counted either way.
+    pub enabled: bool,
+    /// Whether sampled exchanges become spans (there is an exporter).
+    pub recording: bool,
+    /// The sampler.
+    pub sampler: Sampler,
+    /// Formats read and written.
+    pub propagators: Propagators,
+    /// Configured route patterns, first match counts.
+    pub routes: Vec<Pattern>,
+    /// Distinct routes of the service.
+    pub routes_max: usize,
+    /// What is recorded of queries.
+    pub query: Query,
+    /// What is inside.
+    pub mesh: Mesh,
+    /// The value of `throughline-peer` by which this sidecar names itself.
+    pub peer_header: Vec<u8>,
+    /// Whether destinations outside the mesh get our `traceparent`.
+    pub egress_traceparent: bool,
+    /// What callers are told of the trace.
+    pub response_headers: ResponseHeaders,
+    /// What an application gets of an unsampled root.
+    pub root_unsampled: RootUnsampled,
+    /// Request headers recorded on spans.
+    pub capture_request_headers: Vec<Box<str>>,
+    /// Response headers recorded on spans.
+    pub capture_response_headers: Vec<Box<str>>,
+    /// Bytes of an attribute's text, when fewer than the limit of [`crate::limits`].
+    pub attribute_bytes_max: Option<usize>,
+}
+
+/// Events that are counted but are no spans.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counters {
+    /// `traceparent` headers that were no valid context.
+    pub invalid_traceparent: u64,
+    /// `tracestate` headers that were dropped beside a good `traceparent`.
+    pub invalid_tracestate: u64,
+    /// B3 headers that were no valid context.
+    pub invalid_b3: u64,
+    /// `uber-trace-id` headers that were no valid context.
+    pub invalid_jaeger: u64,
+    /// `X-Trace-Id` headers that were no trace id.
+    pub invalid_trace_id: u64,
+    /// Operation names that break the rule, and were left alone.
+    pub operations_ignored: u64,
+    /// Outbound calls on which something was restored.
+    pub restored: u64,
+    /// Outbound calls that carried no context although exchanges were in flight.
+    pub calls_without_context: u64,
+    /// Inbound exchanges that found no place among those in flight.
+    pub in_flight_full: u64,
+    /// Exchanges of kubelet's probes.
+    pub probes: u64,
+}
+
+/// Shared by all exchanges of a process.
+#[derive(Debug)]
+pub struct Tracer {
+    pub(super) config: Config,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    in_flight: InFlight,
+    routes: Routes,
+    requests: Requests,
+    context_dropped: Vec<u64>,
+    counters: Counters,
+    #[expect(
+        clippy::vec_box,
+        reason = "exchanges hold the box: taking one moves a pointer, not the buffers"
+    )]
+    spare: Vec<Box<Buffers>>,
+}
+
+/// What an outbound call found out about the exchange it belongs to.
+#[derive(Debug, Default)]
+struct Belonging {
+    inbound: Option<Inbound>,
+    /// Newest exchanges in flight, when the call carried no context at all.
+    candidates: Vec<(crate::ids::TraceId, SpanId, Flags)>,
+}
+
+impl Tracer {
+    /// A tracer of these settings. `seed` is the host's random number: it keeps callers from choosing keys
+    /// that collide.
+    #[must_use]
+    pub fn new(config: Config, seed: u64) -> Self {
+        let shared = Shared {
+            in_flight: InFlight::new(seed),
+            routes: Routes::new(config.routes_max, seed),
+            requests: Requests::new(seed),
+            context_dropped: Vec::new(),
+            counters: Counters::default(),
+            spare: Vec::new(),
+        };
+        Self { config, shared: Mutex::new(shared) }
+    }
+
+    /// A request begins: reads its context, decides, and writes into its headers what goes on.
+    pub fn begin(
+        &self,
+        head: &RequestHead<'_>,
+        carrier: &mut impl Carrier,
+        now: Now,
+        ids: &mut impl Ids,
+    ) -> Exchange {
+        let mut exchange = self.blank(head, now);
+        let seen = Seen::of(carrier);
+        if is_probe(head, &seen) {
+            exchange.tracing = Tracing::Ignored;
+            self.lock().counters.probes += 1;
+            return exchange;
+        }
+        exchange.grpc = seen.content_type.is_some_and(is_grpc);
+        if !exchange.grpc {
+            template(&self.config.routes, head.path, &mut exchange.buffers.route);
+        } else if head.path.len() <= limits::ROUTE_BYTES_MAX {
+            exchange.buffers.route.extend_from_slice(head.path);
+        }
+        if head.direction == Direction::Outbound {
+            exchange.buffers.host.extend_from_slice(head.host_and_port().0);
+        }
+        if !self.config.enabled {
+            exchange.operation = self.operation(&seen, &mut exchange.buffers.baggage);
+            return exchange;
+        }
+        let (trace, plan) = match head.direction {
+            Direction::Inbound => self.begin_inbound(&mut exchange, head, &seen, ids),
+            Direction::Outbound => self.begin_outbound(&mut exchange, head, &seen, ids),
+        };
+        if trace.recorded {
+            let names = &self.config.capture_request_headers;
+            capture(names, attribute::REQUEST_HEADER_PREFIX, carrier, &mut exchange.buffers.attributes);
+        }
+        plan.write(&trace, &self.config.peer_header, &mut exchange.buffers, carrier);
+        exchange.tracing = Tracing::On(trace);
+        exchange
+    }
+
+    fn blank(&self, head: &RequestHead<'_>, now: Now) -> Exchange {
+        let buffers = self.lock().spare.pop().unwrap_or_default();
+        Exchange {
+            direction: head.direction,
+            tracing: Tracing::Off,
+            started: now,
+            method: Method::of(head.method),
+            operation: None,
+            peer: None,
+            caller_is_sidecar: false,
+            grpc: false,
+            grpc_status: None,
+            http_status: None,
+            buffers,
+        }
+    }
+
+    /// DESIGN.md, rule 1: the caller's context is the parent of a server span, which is the application's
+    /// parent.
+    fn begin_inbound(
+        &self,
+        exchange: &mut Exchange,
+        head: &RequestHead<'_>,
+        seen: &Seen<'_>,
+        ids: &mut impl Ids,
+    ) -> (Trace, Plan) {
+        let reading = seen.context(self.config.propagators);
+        exchange.peer = seen.peer.and_then(Peer::parse);
+        exchange.caller_is_sidecar = exchange.peer.is_some();
+        exchange.operation = self.operation(seen, &mut exchange.buffers.baggage);
+        let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
+        tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
+
+        let mut trace = self.continue_or_start(&reading, ids);
+        if let Some(context) = reading.context {
+            erase_if_overridden(&context, &trace, &mut exchange.buffers.tracestate);
+            // No phantom parents (rule 3): a mesh peer exports no span of a trace that it does not sample.
+            let exported = context.sampled != Some(false) || exchange.peer.is_none();
+            trace.parent =
+                context.span_id.filter(|_| exported).map(|span_id| Parent { span_id, remote: true });
+        }
+        if trace.recorded {
+            record::request(&self.config, head, seen, exchange.operation.as_ref(), &mut exchange.buffers);
+            record::peer(exchange.peer.as_ref(), &mut exchange.buffers.attributes);
+        }
+        let inbound = Inbound {
+            trace_id: trace.trace_id,
+            span_id: trace.span_id,
+            flags: trace.flags,
+            operation: exchange.operation,
+            luggage: record::luggage(&exchange.buffers),
+            calls_with_context: 0,
+            calls_without_context: 0,
+        };
+        trace.in_flight = self.remember(inbound, reading.invalid, state_ok);
+
+        let starts_unsampled = reading.context.is_none() && !trace.flags.sampled();
+        let (formats, state) = match self.config.root_unsampled {
+            RootUnsampled::Silent if starts_unsampled => (Formats::withheld(), State::Withheld),
+            RootUnsampled::Silent | RootUnsampled::Flag => {
+                (Formats::everything(self.config.propagators), State::WithOwn)
+            }
+        };
+        let plan = Plan {
+            formats,
+            debug: reading.context.is_some_and(|context| context.debug),
+            state,
+            operation_header: exchange.operation.filter(|_| seen.operation.is_none()),
+            operation_baggage: self.for_baggage(exchange),
+            restored_baggage: false,
+            peer: PeerHeader::Removed,
+        };
+        (trace, plan)
+    }
+
+    /// DESIGN.md, rule 1: the application's context is the parent of a client span, which is the next hop's
+    /// parent. Rules 2, 5 and 6 say what is restored, and for whom.
+    fn begin_outbound(
+        &self,
+        exchange: &mut Exchange,
+        head: &RequestHead<'_>,
+        seen: &Seen<'_>,
+        ids: &mut impl Ids,
+    ) -> (Trace, Plan) {
+        let reading = seen.context(self.config.propagators);
+        exchange.operation = self.operation(seen, &mut exchange.buffers.baggage);
+        let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
+        let named = tracestate::find(&exchange.buffers.tracestate, TRACESTATE_KEY).and_then(SpanId::parse);
+        let had_own = tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
+        let belonging = self.belonging(&reading, named, state_ok);
+        let inside = match head.destination {
+            Destination::Routed => true,
+            Destination::Named => self.config.mesh.inside(head.host_and_port().0),
+        };
+
+        let mut trace = self.continue_or_start(&reading, ids);
+        if let Some(context) = reading.context {
+            self.place_under(&mut trace, &context, belonging.inbound.as_ref());
+            erase_if_overridden(&context, &trace, &mut exchange.buffers.tracestate);
+        }
+        for (trace_id, span_id, flags) in &belonging.candidates {
+            link(&mut exchange.buffers.links, *trace_id, *span_id, *flags);
+        }
+        let restored = match &belonging.inbound {
+            Some(inbound) => restore(inbound, seen, inside, exchange),
+            None => Restored::default(),
+        };
+        if restored.anything() {
+            self.lock().counters.restored += 1;
+        }
+        if trace.recorded {
+            record::request(&self.config, head, seen, exchange.operation.as_ref(), &mut exchange.buffers);
+            if restored.operation {
+                Attributes::of_span(&mut exchange.buffers.attributes).text(attribute::RESTORED, b"operation");
+            }
+        }
+        let plan = Plan {
+            formats: if inside {
+                Formats::everything(self.config.propagators)
+            } else {
+                Formats::outside(self.config.propagators, seen, self.config.egress_traceparent)
+            },
+            debug: reading.context.is_some_and(|context| context.debug),
+            state: if had_own { State::OwnTakenOut } else { State::AsItIs },
+            operation_header: exchange.operation.filter(|_| inside && seen.operation.is_none()),
+            operation_baggage: self.for_baggage(exchange).filter(|_| inside),
+            restored_baggage: restored.baggage,
+            peer: if inside { PeerHeader::Own } else { PeerHeader::Removed },
+        };
+        (trace, plan)
+    }
+
+    /// The operation, where the baggage lacks it: it goes on as header and as baggage, whichever of the two
+    /// came.
+    fn for_baggage(&self, exchange: &Exchange) -> Option<Operation> {
+        let lacks_it = || baggage::find(&exchange.buffers.baggage, attribute::OPERATION).is_none();
+        exchange.operation.filter(|_| self.config.propagators.baggage && lacks_it())
+    }
+
+    /// The operation by header, else by baggage, which is read into `list` on the way.
+    fn operation(&self, seen: &Seen<'_>, list: &mut Vec<u8>) -> Option<Operation> {
+        if !seen.baggage.is_empty() && self.config.propagators.baggage {
+            let _ = baggage::join(seen.baggage.iter(), list);
+        }
+        let by_header = seen.operation();
+        let by_baggage = || {
+            let value = baggage::find(list, attribute::OPERATION)?;
+            let operation = Operation::parse(value.as_bytes());
+            if operation.is_none() {
+                self.lock().counters.operations_ignored += 1;
+            }
+            operation
+        };
+        match by_header {
+            Ok(Some(operation)) => Some(operation),
+            Ok(None) => by_baggage(),
+            Err(()) => {
+                self.lock().counters.operations_ignored += 1;
+                by_baggage()
+            }
+        }
+    }
+
+    fn continue_or_start(&self, reading: &Reading, ids: &mut impl Ids) -> Trace {
+        let trace_id = reading.context.map_or_else(|| ids.trace_id(), |context| context.trace_id);
+        let parent_sampled = match reading.context {
+            Some(context) => context.sampled,
+            None => reading.hint,
+        };
+        let Decision { sampled, reason } = self.config.sampler.decide(trace_id, parent_sampled);
+        let flags = match reading.context {
+            // The random flag is copied as received when a trace goes on.
+            Some(context) => context.flags.with_sampled(sampled),
+            None => Flags::start(sampled),
+        };
+        Trace {
+            trace_id,
+            span_id: ids.span_id(),
+            flags,
+            parent: None,
+            recorded: sampled && self.config.recording,
+            reason,
+            in_flight: None,
+        }
+    }
+
+    /// Finds the client span's parent and, where the application's own SDK did not sample, follows our own
+    /// inbound decision instead (rules 2 and 3).
+    fn place_under(&self, trace: &mut Trace, context: &Context, inbound: Option<&Inbound>) {
+        let by_application = context.span_id.map(|span_id| Parent { span_id, remote: true });
+        if context.sampled != Some(false) {
+            trace.parent = by_application;
+            return;
+        }
+        let Some(inbound) = inbound else { return };
+        let is_ours = context.span_id == Some(inbound.span_id);
+        if !is_ours && inbound.flags.sampled() && trace.reason == Reason::Parent {
+            trace.flags = trace.flags.with_sampled(true);
+            trace.recorded = self.config.recording;
+        }
+        if inbound.flags.sampled() {
+            trace.parent = Some(Parent { span_id: inbound.span_id, remote: false });
+        }
+    }
+
+    fn belonging(&self, reading: &Reading, named: Option<SpanId>, state_ok: bool) -> Belonging {
+        let mut shared = self.lock();
+        shared.count_invalid(reading.invalid, state_ok);
+        let mut belonging = Belonging::default();
+        if let Some(context) = reading.context {
+            if let Some(inbound) = shared.in_flight.find(context.trace_id, named.or(context.span_id)) {
+                inbound.calls_with_context = inbound.calls_with_context.saturating_add(1);
+                belonging.inbound = Some(inbound.clone());
+            }
+            return belonging;
+        }
+        // Rule 8: no guessed parents; the candidates are told by links.
+        shared.in_flight.newest(limits::LINKS_MAX, |inbound| {
+            inbound.calls_without_context = inbound.calls_without_context.saturating_add(1);
+            belonging.candidates.push((inbound.trace_id, inbound.span_id, inbound.flags));
+        });
+        if !belonging.candidates.is_empty() {
+            shared.counters.calls_without_context += 1;
+        }
+        belonging
+    }
+
+    fn remember(&self, inbound: Inbound, invalid: Invalids, state_ok: bool) -> Option<Place> {
+        let mut shared = self.lock();
+        shared.count_invalid(invalid, state_ok);
+        let place = shared.in_flight.insert(inbound);
+        if place.is_none() {
+            shared.counters.in_flight_full += 1;
+        }
+        place
+    }
+
+    /// The exchange is over: counts it, hands its span to the sink, and says what it was.
+    pub fn end(
+        &self,
+        mut exchange: Exchange,
+        outcome: Outcome,
+        now: Now,
+        sink: &mut impl SpanSink,
+    ) -> Summary {
+        let (status, verdict) = exchange.verdict(outcome);
+        let duration_nanos = now.nanos_since(exchange.started);
+        let summary = Summary {
+            direction: exchange.direction,
+            ids: exchange.ids(),
+            recorded: matches!(exchange.tracing, Tracing::On(Trace { recorded: true, .. })),
+            duration_nanos,
+            http_status: status,
+            error: verdict.error,
+            operation: exchange.operation,
+            ignored: matches!(exchange.tracing, Tracing::Ignored),
+        };
+        if !summary.ignored {
+            let mut shared = self.lock();
+            let route = shared.count(&exchange, status, verdict.error, duration_nanos);
+            if let Tracing::On(trace) = exchange.tracing {
+                shared.forget(trace.in_flight, route);
+                if trace.recorded {
+                    exchange.finish_attributes(status, verdict, outcome);
+                    // Only admitted routes name spans: the others would make as many names as paths.
+                    let named = route != 0 && shared.routes.name(route) != OTHER;
+                    drop(shared);
+                    hand_out(&mut exchange, &trace, named, verdict.status, duration_nanos, now, sink);
+                }
+            }
+        }
+        self.recycle(exchange.buffers);
+        summary
+    }
+
+    fn recycle(&self, mut buffers: Box<Buffers>) {
+        if !buffers.clear() {
+            return;
+        }
+        let mut shared = self.lock();
+        if shared.spare.len() < limits::SPARE_BUFFERS_MAX {
+            shared.spare.push(buffers);
+        }
+    }
+
+    /// Events counted so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.lock().counters
+    }
+
+    /// Inbound exchanges in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.lock().in_flight.len()
+    }
+
+    /// Visits routes with inbound exchanges whose outbound calls carried no context, and how many these were.
+    pub fn context_dropped(&self, mut visit: impl FnMut(&str, u64)) {
+        let shared = self.lock();
+        for (number, count) in shared.context_dropped.iter().enumerate().filter(|(_, count)| **count > 0) {
+            visit(shared.routes.name(u16::try_from(number).unwrap_or(0)), *count);
+        }
+    }
+
+    /// Prometheus text of the request metrics.
+    pub fn prometheus(&self, out: &mut String) {
+        let shared = self.lock();
+        crate::metrics::prometheus(&shared.requests, |number| shared.routes.name(number), out);
+    }
+
+    /// The request metrics as encoded OTLP metrics, over the time from `start` to `now`.
+    #[must_use]
+    pub fn otlp_metrics(&self, start_unix_nanos: u64, now_unix_nanos: u64) -> Vec<u8> {
+        let shared = self.lock();
+        let mut metrics = crate::otlp::metrics::Metrics::default();
+        shared.requests.each(
+            |number| shared.routes.name(number),
+            |series| metrics.add(&series, start_unix_nanos, now_unix_nanos),
+        );
+        metrics.encode()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // A panic elsewhere must not stop the tracing of everybody: the numbers are still good enough.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn count_invalid(&mut self, invalid: Invalids, state_ok: bool) {
+        let counters = &mut self.counters;
+        counters.invalid_traceparent += u64::from(invalid.traceparent);
+        counters.invalid_b3 += u64::from(invalid.b3);
+        counters.invalid_jaeger += u64::from(invalid.jaeger);
+        counters.invalid_trace_id += u64::from(invalid.trace_id);
+        counters.invalid_tracestate += u64::from(!state_ok);
+    }
+
+    fn count(
+        &mut self,
+        exchange: &Exchange,
+        status: Option<u16>,
+        error: Option<crate::classify::ErrorType>,
+        nanos: u64,
+    ) -> u16 {
+        let served = status.is_some_and(|status| status != 404 && status != 405)
+            && exchange.grpc_status.is_none_or(|grpc| grpc.as_str() != "UNIMPLEMENTED");
+        let is_inbound = exchange.direction == Direction::Inbound;
+        let route = if is_inbound || exchange.grpc {
+            let path = &exchange.buffers.route;
+            if path.is_empty() { 0 } else { self.routes.admit(path, served) }
+        } else {
+            0
+        };
+        let address = std::str::from_utf8(&exchange.buffers.host).unwrap_or_default();
+        let labels = Labels {
+            direction: exchange.direction,
+            method: exchange.method,
+            status,
+            error,
+            route,
+            operation: exchange.operation.as_ref().map_or("", Operation::as_str),
+            peer: exchange.peer.as_ref().map(|peer| (&*peer.service, &*peer.namespace)),
+            address: if is_inbound { "" } else { address },
+        };
+        self.requests.record(&labels, nanos);
+        route
+    }
+
+    /// An inbound exchange leaves the table. Calls without context, and none with one: the application drops
+    /// it on this route.
+    fn forget(&mut self, place: Option<Place>, route: u16) {
+        let Some(inbound) = place.and_then(|place| self.in_flight.remove(place)) else { return };
+        if inbound.calls_without_context > 0 && inbound.calls_with_context == 0 {
+            let number = usize::from(route);
+            if self.context_dropped.len() <= number {
+                self.context_dropped.resize(number + 1, 0);
+            }
+            if let Some(count) = self.context_dropped.get_mut(number) {
+                *count += 1;
+            }
+        }
+    }
+}
+
+/// The list in normal form, when it counts; false when it was there but broken.
+fn read_tracestate(seen: &Seen<'_>, context: Option<Context>, list: &mut Vec<u8>) -> bool {
+    if seen.tracestate.is_empty() || !context.is_some_and(|context| context.w3c) {
+        return true; // without a valid `traceparent`, `tracestate` is discarded (W3C Trace Context §3.3)
+    }
+    if seen.tracestate.over_limit() {
+        return false;
+    }
+    tracestate::join(seen.tracestate.iter(), list).is_ok()
+}
+
+/// A probability that a parent claimed is false once its decision was overridden.
+fn erase_if_overridden(context: &Context, trace: &Trace, list: &mut Vec<u8>) {
+    if context.sampled.is_some_and(|sampled| sampled != trace.flags.sampled()) {
+        erase_probability(list);
+    }
+}
+
+/// What was taken from the inbound exchange because the application did not forward it.
+#[derive(Clone, Copy, Default, Debug)]
+struct Restored {
+    operation: bool,
+    baggage: bool,
+    tracestate: bool,
+}
+
+impl Restored {
+    fn anything(self) -> bool {
+        self.operation || self.baggage || self.tracestate
+    }
+}
+
+/// Spans always say the operation; everything else is restored only for destinations inside.
+fn restore(inbound: &Inbound, seen: &Seen<'_>, inside: bool, exchange: &mut Exchange) -> Restored {
+    let mut restored = Restored::default();
+    if exchange.operation.is_none() && seen.operation.is_none() && inbound.operation.is_some() {
+        exchange.operation = inbound.operation;
+        restored.operation = true;
+    }
+    let Some(luggage) = inbound.luggage.as_ref().filter(|_| inside) else { return restored };
+    if seen.baggage.is_empty() && !luggage.baggage.is_empty() {
+        exchange.buffers.baggage.extend_from_slice(&luggage.baggage);
+        restored.baggage = true;
+    }
+    if seen.tracestate.is_empty() && !luggage.tracestate.is_empty() {
+        exchange.buffers.tracestate.extend_from_slice(&luggage.tracestate);
+        restored.tracestate = true;
+    }
+    restored
+}
+
+/// Records the headers that the user asked for, each with all of its values.
+pub(super) fn capture(names: &[Box<str>], prefix: &str, carrier: &impl Carrier, out: &mut Vec<u8>) {
+    for name in names {
+        let mut values: Vec<&[u8]> = Vec::new();
+        carrier.for_each(&mut |field, value| {
+            if field == &**name {
+                values.push(value);
+            }
+        });
+        if !values.is_empty() {
+            Attributes::of_span(out).texts(prefix, name, &values);
+        }
+    }
+}
+
+/// Probes of the kubelet leave no spans and no lines (rule 12).
+fn is_probe(head: &RequestHead<'_>, seen: &Seen<'_>) -> bool {
+    const KUBELET: &[u8] = b"kube-probe/";
+    head.direction == Direction::Inbound && seen.user_agent.is_some_and(|agent| agent.starts_with(KUBELET))
+}
+
+fn hand_out(
+    exchange: &mut Exchange,
+    trace: &Trace,
+    named: bool,
+    status: crate::otlp::Status,
+    duration_nanos: u64,
+    now: Now,
+    sink: &mut impl SpanSink,
+) {
+    let route = std::str::from_utf8(&exchange.buffers.route).unwrap_or_default();
+    let mut attributes = Attributes::of_span(&mut exchange.buffers.attributes);
+    if trace.parent.is_none() {
+        attributes.text(attribute::SAMPLED_BY, trace.reason.as_str().as_bytes());
+    }
+    let method = if exchange.method.is_known() { exchange.method.as_str() } else { "HTTP" };
+    let grpc_method = route.strip_prefix('/').unwrap_or(route);
+    let name: &[&str] = match (exchange.grpc, named, exchange.direction) {
+        (true, true, _) => {
+            attributes.text(attribute::RPC_SYSTEM_NAME, b"grpc");
+            attributes.text(attribute::RPC_METHOD, grpc_method.as_bytes());
+            &[grpc_method]
+        }
+        (true, false, _) => {
+            attributes.text(attribute::RPC_SYSTEM_NAME, b"grpc");
+            &["grpc"]
+        }
+        (false, true, Direction::Inbound) => {
+            attributes.text(attribute::HTTP_ROUTE, route.as_bytes());
+            &[method, " ", route]
+        }
+        (false, _, Direction::Inbound | Direction::Outbound) => &[method],
+    };
+    let kind = match exchange.direction {
+        Direction::Inbound => Kind::Server,
+        Direction::Outbound => Kind::Client,
+    };
+    let start = exchange.started.unix_nanos;
+    let span = Span {
+        trace_id: trace.trace_id,
+        span_id: trace.span_id,
+        flags: trace.flags,
+        parent: trace.parent,
+        trace_state: &exchange.buffers.tracestate,
+        name,
+        kind,
+        start_unix_nanos: start,
+        end_unix_nanos: start.saturating_add(duration_nanos),
+        attributes: &exchange.buffers.attributes,
+        links: &exchange.buffers.links,
+        status,
+    };
+    sink.span(&span, now);
+}

@@ -1,0 +1,218 @@
+//! The inbound exchanges that the application is working on: what an outbound call is held against, to find
+//! the exchange that it belongs to. Bounded; an exchange beyond the bound is served all the same, only
+//! nothing is restored from it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::hash::Seeded;
+use crate::ids::{Flags, SpanId, TraceId};
+use crate::limits::{IN_FLIGHT_MAX, IN_FLIGHT_PER_TRACE_MAX};
+use crate::operation::Operation;
+
+/// What an inbound exchange leaves behind for its outbound calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Inbound {
+    pub(crate) trace_id: TraceId,
+    pub(crate) span_id: SpanId,
+    pub(crate) flags: Flags,
+    pub(crate) operation: Option<Operation>,
+    /// Baggage and `tracestate` as they came, when there were any.
+    pub(crate) luggage: Option<Arc<Luggage>>,
+    /// Outbound calls that carried this exchange's trace.
+    pub(crate) calls_with_context: u32,
+    /// Outbound calls without any context, made while this exchange was a candidate.
+    pub(crate) calls_without_context: u32,
+}
+
+/// Lists in normal form, restored on an outbound call that lacks them.
+#[derive(Debug, Default)]
+pub(crate) struct Luggage {
+    pub(crate) baggage: Box<[u8]>,
+    pub(crate) tracestate: Box<[u8]>,
+}
+
+const NOWHERE: u32 = u32::MAX;
+
+#[derive(Debug)]
+struct Slot {
+    inbound: Option<Inbound>,
+    newer: u32,
+    older: u32,
+    next_of_trace: u32,
+}
+
+/// Where an exchange stands in the table; given back when it ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place(u32);
+
+/// The table: by trace, and from the newest to the oldest.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    newest_of_trace: HashMap<TraceId, u32, Seeded>,
+    newest: u32,
+}
+
+impl InFlight {
+    pub(crate) fn new(seed: u64) -> Self {
+        let newest_of_trace = HashMap::with_hasher(Seeded(seed));
+        Self { slots: Vec::new(), free: Vec::new(), newest_of_trace, newest: NOWHERE }
+    }
+
+    /// Remembers an exchange; `None` when the table is full.
+    pub(crate) fn insert(&mut self, inbound: Inbound) -> Option<Place> {
+        let at = match self.free.pop() {
+            Some(at) => at,
+            None if self.slots.len() < IN_FLIGHT_MAX => {
+                let slot = Slot { inbound: None, newer: NOWHERE, older: NOWHERE, next_of_trace: NOWHERE };
+                self.slots.push(slot);
+                u32::try_from(self.slots.len() - 1).ok()?
+            }
+            None => return None,
+        };
+        let next_of_trace = self.newest_of_trace.insert(inbound.trace_id, at).unwrap_or(NOWHERE);
+        let older = std::mem::replace(&mut self.newest, at);
+        if let Some(slot) = self.slot(older) {
+            slot.newer = at;
+        }
+        *self.slot(at)? = Slot { inbound: Some(inbound), newer: NOWHERE, older, next_of_trace };
+        Some(Place(at))
+    }
+
+    /// Forgets an exchange and hands back what was remembered of it.
+    pub(crate) fn remove(&mut self, place: Place) -> Option<Inbound> {
+        let Place(at) = place;
+        let slot = self.slot(at)?;
+        let inbound = slot.inbound.take()?;
+        let (newer, older, next_of_trace) = (slot.newer, slot.older, slot.next_of_trace);
+        match self.slot(newer) {
+            Some(slot) => slot.older = older,
+            None => self.newest = older,
+        }
+        if let Some(slot) = self.slot(older) {
+            slot.newer = newer;
+        }
+        self.unchain(inbound.trace_id, at, next_of_trace);
+        self.free.push(at);
+        Some(inbound)
+    }
+
+    /// The exchange of this trace that an outbound call belongs to: the one that `span` names, else the
+    /// newest.
+    pub(crate) fn find(&mut self, trace_id: TraceId, span: Option<SpanId>) -> Option<&mut Inbound> {
+        let newest = *self.newest_of_trace.get(&trace_id)?;
+        let mut at = newest;
+        for _ in 0..IN_FLIGHT_PER_TRACE_MAX {
+            let Some(slot) = self.slots.get(at as usize) else { break };
+            if span.is_some() && slot.inbound.as_ref().map(|inbound| inbound.span_id) == span {
+                return self.slot(at)?.inbound.as_mut();
+            }
+            at = slot.next_of_trace;
+        }
+        self.slot(newest)?.inbound.as_mut()
+    }
+
+    /// Visits the newest exchanges, `most` of them.
+    pub(crate) fn newest(&mut self, most: usize, mut visit: impl FnMut(&mut Inbound)) {
+        let mut at = self.newest;
+        for _ in 0..most {
+            let Some(slot) = self.slot(at) else { return };
+            let older = slot.older;
+            if let Some(inbound) = slot.inbound.as_mut() {
+                visit(inbound);
+            }
+            at = older;
+        }
+    }
+
+    /// How many exchanges are in flight.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    fn slot(&mut self, at: u32) -> Option<&mut Slot> {
+        self.slots.get_mut(at as usize)
+    }
+
+    fn unchain(&mut self, trace_id: TraceId, at: u32, next: u32) {
+        if self.newest_of_trace.get(&trace_id) == Some(&at) {
+            if next == NOWHERE {
+                self.newest_of_trace.remove(&trace_id);
+            } else {
+                self.newest_of_trace.insert(trace_id, next);
+            }
+            return;
+        }
+        let mut walk = self.newest_of_trace.get(&trace_id).copied().unwrap_or(NOWHERE);
+        while let Some(slot) = self.slot(walk) {
+            if slot.next_of_trace == at {
+                slot.next_of_trace = next;
+                return;
+            }
+            walk = slot.next_of_trace;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inbound(trace: u8, span: u8) -> Inbound {
+        Inbound {
+            trace_id: TraceId::from_bytes([trace; 16]).unwrap(),
+            span_id: SpanId::from_bytes([span; 8]).unwrap(),
+            flags: Flags::start(true),
+            operation: None,
+            luggage: None,
+            calls_with_context: 0,
+            calls_without_context: 0,
+        }
+    }
+
+    fn found(table: &mut InFlight, trace: u8, span: Option<u8>) -> Option<u8> {
+        let span = span.and_then(|span| SpanId::from_bytes([span; 8]));
+        table.find(TraceId::from_bytes([trace; 16]).unwrap(), span).map(|inbound| inbound.span_id.bytes()[0])
+    }
+
+    fn newest(table: &mut InFlight, most: usize) -> Vec<u8> {
+        let mut seen = Vec::new();
+        table.newest(most, |inbound| seen.push(inbound.span_id.bytes()[0]));
+        seen
+    }
+
+    #[test]
+    fn a_call_is_matched_by_the_span_it_names_else_by_the_newest_of_its_trace() {
+        let mut table = InFlight::new(7);
+        let places = [(1, 11), (2, 21), (1, 12), (1, 13)].map(|(t, s)| table.insert(inbound(t, s)).unwrap());
+        assert_eq!(found(&mut table, 1, Some(11)), Some(11));
+        assert_eq!(found(&mut table, 1, Some(99)), Some(13));
+        assert_eq!(found(&mut table, 1, None), Some(13));
+        assert_eq!(found(&mut table, 3, None), None);
+        assert_eq!(newest(&mut table, 3), [13, 12, 21]);
+        table.remove(places[2]).unwrap();
+        assert_eq!(found(&mut table, 1, Some(11)), Some(11));
+        assert_eq!(newest(&mut table, 9), [13, 21, 11]);
+        table.remove(places[3]).unwrap();
+        assert_eq!(found(&mut table, 1, None), Some(11));
+        table.remove(places[0]).unwrap();
+        assert_eq!((found(&mut table, 1, None), table.len()), (None, 1));
+        assert!(table.remove(places[0]).is_none(), "a place is given back once");
+        assert_eq!(newest(&mut table, 9), [21]);
+    }
+
+    #[test]
+    fn the_table_has_a_bound_and_places_are_used_again() {
+        let mut table = InFlight::new(7);
+        let mut places: Vec<_> = (0..IN_FLIGHT_MAX).filter_map(|_| table.insert(inbound(1, 1))).collect();
+        assert_eq!(places.len(), IN_FLIGHT_MAX);
+        assert!(table.insert(inbound(2, 2)).is_none());
+        for place in places.drain(..).rev() {
+            table.remove(place).unwrap();
+        }
+        assert_eq!(table.len(), 0);
+        assert!(table.insert(inbound(2, 2)).is_some());
+    }
+}

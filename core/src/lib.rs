@@ -1,0 +1,25 @@
+//! Every decision of Throughline: contexts, operations, routes, sampling, the life of a span, OTLP bytes.
+//! Opens nothing, reads no clock, draws no random number, logs nothing, spawns nothing: a host does, and calls
+//! [`exchange::Tracer`]. Builds for `wasm32-wasip1`.
+
+pub mod batch;
+pub mod carrier;
+pub mod classify;
+pub mod exchange;
+mod hash;
+pub mod hex;
+pub mod ids;
+mod in_flight;
+mod intern;
+pub mod limits;
+pub mod mesh;
+pub mod metrics;
+pub mod names;
+pub mod operation;
+pub mod otlp;
+pub mod peer;
+pub mod propagation;
+pub mod redact;
+pub mod route;
+pub mod sampling;
+pub mod settings;

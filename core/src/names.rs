@@ -1,0 +1,114 @@
+//! Every name that leaves the process, in one list: headers, span attributes, metrics. Dashboards, documents
+//! and tests are held against these lists. Sources: OpenTelemetry semantic conventions 1.44 where a name is
+//! theirs; names beginning with `throughline` are ours.
+
+/// Header fields that we read or write, in lower case.
+pub mod header {
+    /// The user's business operation, carried along the whole way.
+    pub const OPERATION: &str = "x-operation-name";
+    /// A trace id by itself (32 digits), taken when no propagation header is there.
+    pub const TRACE_ID: &str = "x-trace-id";
+    /// How sidecars name themselves to each other; never reaches an application.
+    pub const PEER: &str = "throughline-peer";
+    /// Why the sidecar itself answered; set on its own answers only.
+    pub const ERROR: &str = "throughline-error";
+    /// The trace context of the response, as the Trace Context draft words it for browsers.
+    pub const SERVER_TIMING: &str = "server-timing";
+    /// The trace context of the response (W3C Trace Context Level 3 draft).
+    pub const TRACERESPONSE: &str = "traceresponse";
+    /// Status of a gRPC call, in the trailers or in the head of a trailers-only answer.
+    pub const GRPC_STATUS: &str = "grpc-status";
+}
+
+macro_rules! keys {
+    ($($(#[$doc:meta])* $name:ident = $key:literal;)*) => {
+        $($(#[$doc])* pub const $name: &str = $key;)*
+        /// All of the above, in the order of this file.
+        pub const ALL: &[&str] = &[$($key),*];
+    };
+}
+
+/// Attribute keys of spans and resources.
+pub mod attribute {
+    keys! {
+        /// Method, one of the known ones or `_OTHER`.
+        HTTP_REQUEST_METHOD = "http.request.method";
+        /// The method as it was sent, when it is not a known one.
+        HTTP_REQUEST_METHOD_ORIGINAL = "http.request.method_original";
+        /// Status code of the response, an integer.
+        HTTP_RESPONSE_STATUS_CODE = "http.response.status_code";
+        /// Route template such as `/clusters/{id}`.
+        HTTP_ROUTE = "http.route";
+        /// Path without query.
+        URL_PATH = "url.path";
+        /// Query without `?`, redacted.
+        URL_QUERY = "url.query";
+        /// `http` or `https`.
+        URL_SCHEME = "url.scheme";
+        /// The whole URL of a client's request, redacted.
+        URL_FULL = "url.full";
+        /// Host that the request names.
+        SERVER_ADDRESS = "server.address";
+        /// Port that the request names, an integer.
+        SERVER_PORT = "server.port";
+        /// Address of the caller.
+        CLIENT_ADDRESS = "client.address";
+        /// `1.0`, `1.1` or `2`.
+        NETWORK_PROTOCOL_VERSION = "network.protocol.version";
+        /// The caller's `User-Agent`.
+        USER_AGENT_ORIGINAL = "user_agent.original";
+        /// Why the exchange failed, of low cardinality.
+        ERROR_TYPE = "error.type";
+        /// `grpc`.
+        RPC_SYSTEM_NAME = "rpc.system.name";
+        /// Full method, `package.Service/Method`.
+        RPC_METHOD = "rpc.method";
+        /// Status name of a gRPC call, such as `OK` or `UNAVAILABLE`.
+        RPC_STATUS_CODE = "rpc.status_code";
+        /// The user's business operation.
+        OPERATION = "app.operation.name";
+        /// Service of the sidecar at the other end.
+        PEER_SERVICE = "throughline.peer.service";
+        /// Namespace of the sidecar at the other end.
+        PEER_NAMESPACE = "throughline.peer.namespace";
+        /// Why a root span was sampled: `always_on` or `ratio`.
+        SAMPLED_BY = "throughline.sampled.by";
+        /// How the exchange ended when it did not complete: `caller_gone`.
+        END = "throughline.end";
+        /// Set to `operation` where the sidecar restored what the application did not forward.
+        RESTORED = "throughline.restored";
+        /// Name of the service.
+        SERVICE_NAME = "service.name";
+        /// Namespace of the service.
+        SERVICE_NAMESPACE = "service.namespace";
+        /// Which instance of the service.
+        SERVICE_INSTANCE_ID = "service.instance.id";
+        /// Name of what produced the telemetry: `throughline`.
+        TELEMETRY_DISTRO_NAME = "telemetry.distro.name";
+        /// Its version.
+        TELEMETRY_DISTRO_VERSION = "telemetry.distro.version";
+        /// `true` on the series that takes what is over the limit of series.
+        METRIC_OVERFLOW = "otel.metric.overflow";
+    }
+    /// Prefix of captured request headers, by setting only.
+    pub const REQUEST_HEADER_PREFIX: &str = "http.request.header.";
+    /// Prefix of captured response headers, by setting only.
+    pub const RESPONSE_HEADER_PREFIX: &str = "http.response.header.";
+}
+
+/// Metrics, as OTLP names them; Prometheus names are derived in [`crate::metrics`].
+pub mod metric {
+    /// Duration of inbound exchanges, seconds.
+    pub const SERVER_DURATION: &str = "http.server.request.duration";
+    /// Duration of outbound exchanges, seconds.
+    pub const CLIENT_DURATION: &str = "http.client.request.duration";
+}
+
+/// Name of the instrumentation scope of every span and metric.
+pub const SCOPE: &str = "throughline";
+/// Version of the instrumentation scope.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// What stands for a value beyond a cap, in metric labels.
+pub const OTHER: &str = "_other";
+/// Our member of `tracestate`, seen by the application only: the span id of the inbound exchange.
+pub const TRACESTATE_KEY: &[u8] = b"tl";
