@@ -181,8 +181,9 @@ impl Batch {
         self.books
     }
 
+    /// Bytes of dropped spans count too: where the queue is shorter than a chunk, they are all that bounds it.
     fn is_full(&self, chunk: &Chunk) -> bool {
-        chunk.spans >= self.bounds.chunk_spans_max || chunk.bytes().len() >= BATCH_BYTES_MAX - SPAN_BYTES_MAX
+        chunk.spans >= self.bounds.chunk_spans_max || chunk.bytes.len() >= BATCH_BYTES_MAX - SPAN_BYTES_MAX
     }
 
     fn count_dropped(&mut self, reason: Dropped, spans: usize) {

@@ -16,7 +16,7 @@ pub(crate) struct Interner {
 impl Interner {
     /// No name at all.
     pub(crate) const NONE: u16 = 0;
-    /// A name beyond the cap.
+    /// A name beyond the cap, and whoever is called so.
     pub(crate) const OTHER: u16 = 1;
 
     pub(crate) fn new(most: usize, seed: u64) -> Self {
@@ -27,6 +27,9 @@ impl Interner {
     pub(crate) fn number(&mut self, name: &str) -> u16 {
         if name.is_empty() {
             return Self::NONE;
+        }
+        if name == OTHER {
+            return Self::OTHER; // one word, one number: two would be two series of equal labels
         }
         if let Some(number) = self.numbers.get(name) {
             return *number;

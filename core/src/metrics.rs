@@ -181,13 +181,14 @@ impl Requests {
         }
     }
 
+    /// Service and namespace as one name, joined by a character that a peer's names cannot have.
     fn peer(&mut self, peer: Option<(&str, &str)>) -> u16 {
         let Some((service, namespace)) = peer else { return Interner::NONE };
         if namespace.is_empty() {
             return self.peers.number(service);
         }
         let mut joined = [0; 2 * limits::PEER_NAME_BYTES_MAX + 1];
-        let parts = service.bytes().chain([b'/']).chain(namespace.bytes());
+        let parts = service.bytes().chain([b';']).chain(namespace.bytes());
         let len = joined.iter_mut().zip(parts).map(|(to, from)| *to = from).count();
         let joined = joined.get(..len).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default();
         self.peers.number(joined)
@@ -197,7 +198,7 @@ impl Requests {
     pub(crate) fn each<'a>(&'a self, route: impl Fn(u16) -> &'a str, mut visit: impl FnMut(Series<'a>)) {
         for (key, histogram) in &self.series {
             let (service, namespace) =
-                self.peers.name(key.peer).split_once('/').unwrap_or((self.peers.name(key.peer), ""));
+                self.peers.name(key.peer).split_once(';').unwrap_or((self.peers.name(key.peer), ""));
             let mut labels = vec![
                 (
                     attribute::HTTP_REQUEST_METHOD,

@@ -94,6 +94,10 @@ impl Exchange {
     /// Bytes of the body are the host's business.
     pub fn response(&mut self, tracer: &Tracer, status: u16, carrier: &mut impl Carrier) {
         self.http_status = Some(status);
+        if self.grpc || carrier.get("content-type").is_some_and(crate::classify::is_grpc) {
+            self.grpc = true;
+            self.grpc_status = GrpcStatus::of(carrier).or(self.grpc_status);
+        }
         if matches!(self.tracing, Tracing::Off | Tracing::Ignored) {
             return;
         }
@@ -102,10 +106,6 @@ impl Exchange {
                 self.peer = Peer::parse(value);
             }
             carrier.remove(header::PEER);
-        }
-        if self.grpc || carrier.get("content-type").is_some_and(crate::classify::is_grpc) {
-            self.grpc = true;
-            self.grpc_status = GrpcStatus::of(carrier).or(self.grpc_status);
         }
         if let Tracing::On(trace) = self.tracing {
             if trace.recorded {

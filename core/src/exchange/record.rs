@@ -142,7 +142,7 @@ pub(super) fn luggage(buffers: &Buffers) -> Option<Arc<Luggage>> {
 }
 
 /// An IPv6 host without its brackets.
-fn bare(host: &[u8]) -> &[u8] {
+pub(super) fn bare(host: &[u8]) -> &[u8] {
     host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")).unwrap_or(host)
 }
 

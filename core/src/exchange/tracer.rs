@@ -115,6 +115,14 @@ struct Shared {
     spare: Vec<Box<Buffers>>,
 }
 
+/// What a request says of its operation.
+struct Said {
+    operation: Option<Operation>,
+    /// Whether the baggage that was read is all that was sent. If not, it goes on as it came: rewriting it
+    /// would lose what is the user's.
+    baggage_is_whole: bool,
+}
+
 /// What an outbound call found out about the exchange it belongs to.
 #[derive(Debug, Default)]
 struct Belonging {
@@ -161,10 +169,10 @@ impl Tracer {
             exchange.buffers.route.extend_from_slice(head.path);
         }
         if head.direction == Direction::Outbound {
-            exchange.buffers.host.extend_from_slice(head.host_and_port().0);
+            exchange.buffers.host.extend_from_slice(record::bare(head.host_and_port().0));
         }
         if !self.config.enabled {
-            exchange.operation = self.operation(&seen, &mut exchange.buffers.baggage);
+            exchange.operation = self.operation(&seen, &mut exchange.buffers.baggage).operation;
             return exchange;
         }
         let (trace, plan) = match head.direction {
@@ -209,7 +217,8 @@ impl Tracer {
         let reading = seen.context(self.config.propagators);
         exchange.peer = seen.peer.and_then(Peer::parse);
         exchange.caller_is_sidecar = exchange.peer.is_some();
-        exchange.operation = self.operation(seen, &mut exchange.buffers.baggage);
+        let said = self.operation(seen, &mut exchange.buffers.baggage);
+        exchange.operation = said.operation;
         let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
         tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
 
@@ -225,7 +234,13 @@ impl Tracer {
             record::request(&self.config, head, seen, exchange.operation.as_ref(), &mut exchange.buffers);
             record::peer(exchange.peer.as_ref(), &mut exchange.buffers.attributes);
         }
-        let inbound = Inbound {
+        let starts_unsampled = reading.context.is_none() && !trace.flags.sampled();
+        let silent = match self.config.root_unsampled {
+            RootUnsampled::Silent => starts_unsampled,
+            RootUnsampled::Flag => false,
+        };
+        // An application that is told nothing has nothing to forward: no call of its belongs to the exchange.
+        let inbound = (!silent).then(|| Inbound {
             trace_id: trace.trace_id,
             span_id: trace.span_id,
             flags: trace.flags,
@@ -233,22 +248,20 @@ impl Tracer {
             luggage: record::luggage(&exchange.buffers),
             calls_with_context: 0,
             calls_without_context: 0,
-        };
+        });
         trace.in_flight = self.remember(inbound, reading.invalid, state_ok);
 
-        let starts_unsampled = reading.context.is_none() && !trace.flags.sampled();
-        let (formats, state) = match self.config.root_unsampled {
-            RootUnsampled::Silent if starts_unsampled => (Formats::withheld(), State::Withheld),
-            RootUnsampled::Silent | RootUnsampled::Flag => {
-                (Formats::everything(self.config.propagators), State::WithOwn)
-            }
+        let (formats, state) = if silent {
+            (Formats::withheld(), State::Withheld)
+        } else {
+            (Formats::everything(self.config.propagators), State::WithOwn)
         };
         let plan = Plan {
             formats,
             debug: reading.context.is_some_and(|context| context.debug),
             state,
             operation_header: exchange.operation.filter(|_| seen.operation.is_none()),
-            operation_baggage: self.for_baggage(exchange),
+            operation_baggage: self.for_baggage(exchange).filter(|_| said.baggage_is_whole),
             restored_baggage: false,
             peer: PeerHeader::Removed,
         };
@@ -265,10 +278,12 @@ impl Tracer {
         ids: &mut impl Ids,
     ) -> (Trace, Plan) {
         let reading = seen.context(self.config.propagators);
-        exchange.operation = self.operation(seen, &mut exchange.buffers.baggage);
+        let said = self.operation(seen, &mut exchange.buffers.baggage);
+        exchange.operation = said.operation;
         let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
         let named = tracestate::find(&exchange.buffers.tracestate, TRACESTATE_KEY).and_then(SpanId::parse);
-        let had_own = tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
+        tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
+        let had_own = self.config.propagators.tracecontext && may_hold_own(seen);
         let belonging = self.belonging(&reading, named, state_ok);
         let inside = match head.destination {
             Destination::Routed => true,
@@ -287,7 +302,7 @@ impl Tracer {
             Some(inbound) => restore(inbound, seen, inside, exchange),
             None => Restored::default(),
         };
-        if restored.anything() {
+        if inside && restored.anything() {
             self.lock().counters.restored += 1;
         }
         if trace.recorded {
@@ -305,7 +320,7 @@ impl Tracer {
             debug: reading.context.is_some_and(|context| context.debug),
             state: if had_own { State::OwnTakenOut } else { State::AsItIs },
             operation_header: exchange.operation.filter(|_| inside && seen.operation.is_none()),
-            operation_baggage: self.for_baggage(exchange).filter(|_| inside),
+            operation_baggage: self.for_baggage(exchange).filter(|_| inside && said.baggage_is_whole),
             restored_baggage: restored.baggage,
             peer: if inside { PeerHeader::Own } else { PeerHeader::Removed },
         };
@@ -320,9 +335,11 @@ impl Tracer {
     }
 
     /// The operation by header, else by baggage, which is read into `list` on the way.
-    fn operation(&self, seen: &Seen<'_>, list: &mut Vec<u8>) -> Option<Operation> {
+    fn operation(&self, seen: &Seen<'_>, list: &mut Vec<u8>) -> Said {
+        let mut baggage_is_whole = true;
         if !seen.baggage.is_empty() && self.config.propagators.baggage {
-            let _ = baggage::join(seen.baggage.iter(), list);
+            let cut = baggage::join(seen.baggage.iter(), list);
+            baggage_is_whole = cut == baggage::Cut::default() && !seen.baggage.over_limit();
         }
         let by_header = seen.operation();
         let by_baggage = || {
@@ -333,14 +350,15 @@ impl Tracer {
             }
             operation
         };
-        match by_header {
+        let operation = match by_header {
             Ok(Some(operation)) => Some(operation),
             Ok(None) => by_baggage(),
             Err(()) => {
                 self.lock().counters.operations_ignored += 1;
                 by_baggage()
             }
-        }
+        };
+        Said { operation, baggage_is_whole }
     }
 
     fn continue_or_start(&self, reading: &Reading, ids: &mut impl Ids) -> Trace {
@@ -407,10 +425,10 @@ impl Tracer {
         belonging
     }
 
-    fn remember(&self, inbound: Inbound, invalid: Invalids, state_ok: bool) -> Option<Place> {
+    fn remember(&self, inbound: Option<Inbound>, invalid: Invalids, state_ok: bool) -> Option<Place> {
         let mut shared = self.lock();
         shared.count_invalid(invalid, state_ok);
-        let place = shared.in_flight.insert(inbound);
+        let place = shared.in_flight.insert(inbound?);
         if place.is_none() {
             shared.counters.in_flight_full += 1;
         }
@@ -439,7 +457,7 @@ impl Tracer {
         };
         if !summary.ignored {
             let mut shared = self.lock();
-            let route = shared.count(&exchange, status, verdict.error, duration_nanos);
+            let route = shared.count(&exchange, outcome, status, verdict.error, duration_nanos);
             if let Tracing::On(trace) = exchange.tracing {
                 shared.forget(trace.in_flight, route);
                 if trace.recorded {
@@ -522,16 +540,14 @@ impl Shared {
     fn count(
         &mut self,
         exchange: &Exchange,
+        outcome: Outcome,
         status: Option<u16>,
         error: Option<crate::classify::ErrorType>,
         nanos: u64,
     ) -> u16 {
-        let served = status.is_some_and(|status| status != 404 && status != 405)
-            && exchange.grpc_status.is_none_or(|grpc| grpc.as_str() != "UNIMPLEMENTED");
         let is_inbound = exchange.direction == Direction::Inbound;
-        let route = if is_inbound || exchange.grpc {
-            let path = &exchange.buffers.route;
-            if path.is_empty() { 0 } else { self.routes.admit(path, served) }
+        let route = if (is_inbound || exchange.grpc) && !exchange.buffers.route.is_empty() {
+            self.routes.admit(&exchange.buffers.route, is_served(exchange, outcome, status))
         } else {
             0
         };
@@ -564,6 +580,26 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether somebody serves what was asked for. A caller may ask for anything, so a server's answer has to say
+/// it; what the application calls is its own word, which holds while nobody answers.
+fn is_served(exchange: &Exchange, outcome: Outcome, status: Option<u16>) -> bool {
+    let known = |status| {
+        !matches!(status, 404 | 405)
+            && exchange.grpc_status.is_none_or(|grpc| grpc.as_str() != "UNIMPLEMENTED")
+    };
+    match (exchange.direction, outcome) {
+        (Direction::Inbound, Outcome::Failed { answered: Some(_), .. }) => false,
+        (Direction::Inbound, _) => status.is_some_and(known),
+        (Direction::Outbound, _) => status.is_none_or(known),
+    }
+}
+
+/// Whether the application's list names our exchange, or is one that nobody can read to the end.
+fn may_hold_own(seen: &Seen<'_>) -> bool {
+    let holds_own = |line| tracestate::find(line, TRACESTATE_KEY).is_some();
+    seen.tracestate.over_limit() || seen.tracestate.iter().any(holds_own)
 }
 
 /// The list in normal form, when it counts; false when it was there but broken.

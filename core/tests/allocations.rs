@@ -1,0 +1,201 @@
+//! What an exchange costs in memory: once buffers are warm, one of the usual kind allocates nothing in `core`.
+//! A binary of its own, because it counts every allocation of its process.
+
+#![expect(unsafe_code, reason = "a counting allocator is a `GlobalAlloc`, whose methods are unsafe")]
+
+#[cfg(test)]
+mod steady {
+    use std::alloc::{GlobalAlloc, Layout, System};
+    use std::cell::Cell;
+
+    use throughline_core::batch::{Batch, Bounds, Dropped};
+    use throughline_core::carrier::Carrier;
+    use throughline_core::classify::{Direction, Outcome};
+    use throughline_core::exchange::{
+        Config, Destination, Now, Propagators, RequestHead, ResponseHeaders, RootUnsampled, Scheme, Tracer,
+        Version,
+    };
+    use throughline_core::ids::{Ids, SpanId, TraceId};
+    use throughline_core::mesh::Mesh;
+    use throughline_core::peer::Peer;
+    use throughline_core::redact::Query;
+    use throughline_core::sampling::{Root, Sampler};
+
+    thread_local! {
+        static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    struct Counter;
+
+    #[global_allocator]
+    static COUNTER: Counter = Counter;
+
+    fn count() {
+        // A thread that is ending has no counter any more, and nobody asks for it.
+        let _ = ALLOCATIONS.try_with(|counter| counter.set(counter.get() + 1));
+    }
+
+    // SAFETY: every call is handed on to the system's allocator as it came.
+    unsafe impl GlobalAlloc for Counter {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            count();
+            // SAFETY: the caller's promise is the same.
+            unsafe { System.alloc(layout) }
+        }
+
+        unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+            // SAFETY: the caller's promise is the same.
+            unsafe { System.dealloc(pointer, layout) }
+        }
+
+        unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+            count();
+            // SAFETY: the caller's promise is the same.
+            unsafe { System.realloc(pointer, layout, size) }
+        }
+    }
+
+    /// Headers in place: setting one costs nothing, so that what is counted is `core`'s.
+    #[derive(Default)]
+    struct Fixed {
+        fields: Vec<(&'static str, Vec<u8>)>,
+        len: usize,
+    }
+
+    impl Fixed {
+        fn fill(&mut self, fields: &[(&'static str, &str)]) {
+            self.len = 0;
+            for (name, value) in fields {
+                self.push(name, value.as_bytes());
+            }
+        }
+
+        fn push(&mut self, name: &'static str, value: &[u8]) {
+            if self.fields.len() == self.len {
+                self.fields.push((name, Vec::with_capacity(4096)));
+            }
+            let (field, bytes) = &mut self.fields[self.len];
+            *field = name;
+            bytes.clear();
+            bytes.extend_from_slice(value);
+            self.len += 1;
+        }
+    }
+
+    impl Carrier for Fixed {
+        fn get(&self, name: &str) -> Option<&[u8]> {
+            let found = self.fields[..self.len].iter().find(|(field, _)| *field == name);
+            found.map(|(_, value)| value.as_slice())
+        }
+
+        fn set(&mut self, name: &'static str, value: &[u8]) {
+            self.remove(name);
+            self.push(name, value);
+        }
+
+        fn remove(&mut self, name: &'static str) {
+            while let Some(at) = self.fields[..self.len].iter().position(|(field, _)| *field == name) {
+                self.len -= 1;
+                self.fields.swap(at, self.len);
+            }
+        }
+
+        fn for_each<'a>(&'a self, visit: &mut dyn FnMut(&'a str, &'a [u8])) {
+            for (name, value) in &self.fields[..self.len] {
+                visit(name, value);
+            }
+        }
+    }
+
+    struct Counting(u64);
+
+    impl Ids for Counting {
+        fn trace_id(&mut self) -> TraceId {
+            self.0 += 1;
+            TraceId::from_bytes(u128::from(self.0).to_be_bytes()).unwrap()
+        }
+
+        fn span_id(&mut self) -> SpanId {
+            self.0 += 1;
+            SpanId::from_bytes(self.0.to_be_bytes()).unwrap()
+        }
+    }
+
+    fn tracer() -> Tracer {
+        let config = Config {
+            enabled: true,
+            recording: true,
+            sampler: Sampler::ParentBased(Root::AlwaysOn),
+            propagators: Propagators { tracecontext: true, baggage: true, ..Propagators::default() },
+            routes: Vec::new(),
+            routes_max: 200,
+            query: Query::Redacted(Vec::new()),
+            mesh: Mesh::default(),
+            peer_header: Peer::header("orders", "shop"),
+            egress_traceparent: true,
+            response_headers: ResponseHeaders { traceresponse: true, trace_id: true, server_timing: false },
+            root_unsampled: RootUnsampled::Flag,
+            capture_request_headers: Vec::new(),
+            capture_response_headers: Vec::new(),
+            attribute_bytes_max: None,
+        };
+        Tracer::new(config, 7)
+    }
+
+    /// Allocations of one exchange, after so many others that every buffer has its size.
+    fn of_one(direction: Direction, fields: &[(&'static str, &str)], status: u16) -> usize {
+        let tracer = tracer();
+        let mut batch =
+            Batch::new(Bounds { queue_spans_max: 2048, chunk_spans_max: 512, flush_after_ms: 1000 });
+        let (mut ids, mut carrier, mut now) = (Counting(0), Fixed::default(), Now::default());
+        let head = RequestHead {
+            direction,
+            method: "GET",
+            scheme: Scheme::Http,
+            authority: b"stock:8080",
+            path: b"/items/42",
+            query: Some(b"a=1"),
+            version: Version::Http11,
+            caller: Some([10, 1, 2, 3].into()),
+            destination: Destination::Named,
+        };
+        let mut most = 0;
+        for round in 0..5000 {
+            carrier.fill(fields);
+            now.mono_nanos += 1_000_000;
+            let before = ALLOCATIONS.get();
+            let mut exchange = tracer.begin(&head, &mut carrier, now, &mut ids);
+            carrier.fill(&[("content-type", "application/json")]);
+            exchange.response(&tracer, status, &mut carrier);
+            let _ = tracer.end(exchange, Outcome::Complete, now, &mut batch);
+            if round >= 3000 {
+                most = most.max(ALLOCATIONS.get() - before);
+            }
+            while let Some(chunk) = batch.poll_flush(now, false) {
+                let spans = chunk.spans();
+                batch.settle(chunk, spans, Dropped::Failed);
+            }
+        }
+        assert_eq!(batch.books().dropped, [0; Dropped::ALL.len()]);
+        most
+    }
+
+    #[test]
+    fn an_exchange_of_the_usual_kind_allocates_nothing() {
+        const PARENT: (&str, &str) =
+            ("traceparent", "00-4b1d0f7a2c3e5d6f8091a2b3c4d5e6f7-a1b2c3d4e5f60718-01");
+        let usual = [PARENT, ("x-operation-name", "checkout"), ("user-agent", "curl/8"), ("accept", "*/*")];
+        let lists = [PARENT, ("tracestate", "rojo=1"), ("baggage", "user=7")];
+        let peer = [PARENT, ("throughline-peer", "service=web;namespace=shop")];
+        for (name, direction, fields, status, expected) in [
+            ("root", Direction::Inbound, &[][..], 200, 0),
+            ("usual", Direction::Inbound, &usual, 200, 0),
+            ("usual call", Direction::Outbound, &usual, 200, 0),
+            ("lists", Direction::Inbound, &lists, 200, 0),
+            ("peer", Direction::Inbound, &peer, 200, 0),
+            ("failing", Direction::Inbound, &usual, 500, 0),
+        ] {
+            assert_eq!(of_one(direction, fields, status), expected, "{name}");
+        }
+    }
+}

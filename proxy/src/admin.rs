@@ -1,0 +1,89 @@
+//! The sidecar's own HTTP: is it alive, is it ready, what has it counted. Changes anything only for callers on
+//! the same host.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::sidecar::Sidecar;
+
+/// Admin connections at once.
+const CONNECTIONS_MAX: usize = 64;
+const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves until the process ends.
+pub(crate) async fn serve(sidecar: Arc<Sidecar>, listener: TcpListener, drain: Arc<Notify>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok((stream, caller)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        let (sidecar, drain) = (Arc::clone(&sidecar), Arc::clone(&drain));
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let response = answer(&sidecar, &request, caller, &drain);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_PATIENCE)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            drop(place);
+        });
+    }
+}
+
+fn answer(
+    sidecar: &Sidecar,
+    request: &Request<Incoming>,
+    caller: SocketAddr,
+    drain: &Notify,
+) -> Response<Full<Bytes>> {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/livez") => text(StatusCode::OK, "alive\n"),
+        (&Method::GET | &Method::HEAD, "/readyz") => match sidecar.readiness.check() {
+            Ok(()) => text(StatusCode::OK, "ready\n"),
+            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+        },
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            let body = sidecar.stats.prometheus(&sidecar.tracer, sidecar.spans.books());
+            let mut response = Response::new(Full::new(Bytes::from(body)));
+            let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
+        (&Method::POST, "/drain") if caller.ip().to_canonical().is_loopback() => {
+            crate::log::info("asked to drain", &[("caller", &caller)]);
+            drain.notify_one();
+            text(StatusCode::ACCEPTED, "draining\n")
+        }
+        (&Method::POST, "/drain") => text(StatusCode::FORBIDDEN, "want a caller on the same host\n"),
+        (_, "/livez" | "/readyz" | "/metrics" | "/drain") => text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "want GET for /livez, /readyz and /metrics, POST for /drain\n",
+        ),
+        _ => text(StatusCode::NOT_FOUND, "want /livez, /readyz, /metrics or /drain\n"),
+    }
+}
+
+fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

@@ -1,0 +1,174 @@
+//! The command line, the environment and the file, gathered for `core`'s table of settings. Prints help,
+//! version and reference page itself.
+
+use std::fmt::Write as _;
+
+use throughline_core::names::VERSION;
+use throughline_core::settings::{Found, Settings, Sources, help, reference};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Serve.
+    Run(Box<Found<Settings>>),
+    /// Print this and stop.
+    Print(String),
+}
+
+/// Reads everything; `Err` is every mistake, one a line.
+pub(crate) fn read(args: impl Iterator<Item = String>) -> Result<Command, Vec<String>> {
+    let mut sources = Sources { env: environment(), ..Sources::default() };
+    let (mut check, mut mistakes) = (false, Vec::new());
+    let mut args = args.peekable();
+    while let Some(arg) = args.next() {
+        let Some(flag) = arg.strip_prefix("--") else {
+            mistakes.push(format!(
+                "\"{}\": want a flag such as --inbound-listen; see --help",
+                arg.escape_debug()
+            ));
+            continue;
+        };
+        match flag {
+            "help" => return Ok(Command::Print(usage())),
+            "version" => return Ok(Command::Print(format!("throughline-proxy {VERSION}\n"))),
+            "print-reference" => return Ok(Command::Print(reference())),
+            "check" => check = true,
+            _ => {
+                let (key, value) = match flag.split_once('=') {
+                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                    None => (flag.to_owned(), args.next_if(|next| !next.starts_with("--"))),
+                };
+                match value {
+                    Some(value) if key == "config" => read_file(&value, &mut sources, &mut mistakes),
+                    Some(value) => sources.flags.push((key, value)),
+                    None => mistakes.push(format!("--{key}: want a value after it")),
+                }
+            }
+        }
+    }
+    if mistakes.iter().any(|mistake| mistake.starts_with("--config")) {
+        return Err(mistakes); // without the file, what it would have said would be missed too
+    }
+    let found = Settings::resolve(&sources).map_err(|found| {
+        mistakes.extend(found.iter().map(ToString::to_string));
+        std::mem::take(&mut mistakes)
+    })?;
+    if !mistakes.is_empty() {
+        return Err(mistakes);
+    }
+    if check {
+        let mut text = String::from("settings are right\n");
+        for warning in &found.warnings {
+            let _ = writeln!(text, "warning: {warning}");
+        }
+        return Ok(Command::Print(text));
+    }
+    Ok(Command::Run(Box::new(found)))
+}
+
+fn usage() -> String {
+    format!(
+        "throughline-proxy {VERSION}: the sidecar that carries trace context through an application's HTTP\n\n\
+         Usage: throughline-proxy [--config FILE] [--<setting> <value>]...\n\n\
+         A flag wins over its environment variable, that over the YAML file of --config (same keys).\n\n\
+         Try: throughline-proxy --inbound-listen 127.0.0.1:8080 --inbound-upstream 127.0.0.1:3000 \\\n\
+         \x20                      --outbound-listen 127.0.0.1:15001 --otel-traces-exporter console\n\n\
+         Commands:\n  --help              this text\n  --version           the version\n  \
+         --check             check the settings, say what is wrong, and stop\n  \
+         --print-reference   the reference page of all settings, in Markdown\n{}",
+        help()
+    )
+}
+
+/// The environment; a value that is no UTF-8 is shown as such by the mistake that it then is.
+fn environment() -> Vec<(String, String)> {
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
+}
+
+fn read_file(path: &str, sources: &mut Sources, mistakes: &mut Vec<String>) {
+    sources.file_name = path.to_owned();
+    let parsed = std::fs::read_to_string(path)
+        .map_err(|error| format!("--config=\"{path}\": want a readable file: {error}"))
+        .and_then(|text| {
+            serde_yaml::from_str::<serde_yaml::Value>(&text)
+                .map_err(|error| format!("--config=\"{path}\": want YAML: {error}"))
+        });
+    match parsed {
+        Ok(serde_yaml::Value::Null) => {}
+        Ok(serde_yaml::Value::Mapping(mapping)) => {
+            for (key, value) in mapping {
+                match (key.as_str(), scalar(&value)) {
+                    (Some(key), Some(value)) => sources.file.push((key.to_owned(), value)),
+                    _ => mistakes.push(format!(
+                        "{} in {path}: want a text, a number, true, false, or a list of these",
+                        scalar(&key).unwrap_or_else(|| "a key".into())
+                    )),
+                }
+            }
+        }
+        Ok(_) => mistakes.push(format!("--config=\"{path}\": want a YAML mapping of settings")),
+        Err(mistake) => mistakes.push(mistake),
+    }
+}
+
+/// A value as a flag would say it; lists are joined by commas.
+fn scalar(value: &serde_yaml::Value) -> Option<String> {
+    match value {
+        serde_yaml::Value::Null => Some(String::new()),
+        serde_yaml::Value::Bool(value) => Some(value.to_string()),
+        serde_yaml::Value::Number(value) => Some(value.to_string()),
+        serde_yaml::Value::String(value) => Some(value.clone()),
+        serde_yaml::Value::Sequence(values) => {
+            Some(values.iter().map(scalar).collect::<Option<Vec<_>>>()?.join(","))
+        }
+        serde_yaml::Value::Mapping(_) | serde_yaml::Value::Tagged(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(list: &[&str]) -> Result<Command, Vec<String>> {
+        read(list.iter().map(|arg| (*arg).to_owned()))
+    }
+
+    #[test]
+    fn flags_take_their_value_behind_a_blank_or_an_equals_sign() {
+        for list in [&["--outbound-listen", "127.0.0.1:1"][..], &["--outbound-listen=127.0.0.1:1"][..]] {
+            assert!(matches!(args(list), Ok(Command::Run(_))), "{list:?}");
+        }
+    }
+
+    #[test]
+    fn mistakes_of_the_command_line_and_of_values_are_told_together() {
+        let said = args(&["serve", "--outbound-listen", "x", "--inbound-listen"]).unwrap_err();
+        assert_eq!(said.len(), 3, "{said:?}");
+        assert!(said[1].starts_with("--inbound-listen: want a value"), "{said:?}");
+        assert!(said[2].starts_with("--outbound-listen=\"x\": want an address"), "{said:?}");
+    }
+
+    #[test]
+    fn a_file_holds_the_same_keys_and_lists() {
+        let path = std::env::temp_dir().join(format!("throughline-args-{}.yaml", std::process::id()));
+        std::fs::write(
+            &path,
+            "outbound-listen: 127.0.0.1:1\nroutes: [\"/a/{id}\", /b]\notel-bsp-max-queue-size: 7\n",
+        )
+        .unwrap();
+        let command = args(&["--config", path.to_str().unwrap()]);
+        let Ok(Command::Run(found)) = command else { panic!("{command:?}") };
+        assert_eq!((found.value.routes.len(), found.value.bsp_queue_max), (2, 7));
+        std::fs::write(&path, "- a\n").unwrap();
+        assert!(args(&["--config", path.to_str().unwrap()]).unwrap_err()[0].contains("want a YAML mapping"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(args(&["--config", path.to_str().unwrap()]).unwrap_err()[0].contains("want a readable file"));
+    }
+
+    #[test]
+    fn help_names_every_setting() {
+        let text = usage();
+        assert!(throughline_core::settings::ROWS.iter().all(|row| text.contains(&format!("--{} ", row.key))));
+    }
+}

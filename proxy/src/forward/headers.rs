@@ -1,0 +1,115 @@
+//! Hop-by-hop fields: what belongs to one connection goes no further (RFC 9110 §7.6.1).
+
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{Request, Version};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
+
+/// Whether a request asks to switch the protocol (RFC 9110 §7.8), which only HTTP/1.1 can.
+pub(super) fn wants_upgrade<B>(request: &Request<B>) -> bool {
+    request.version() == Version::HTTP_11
+        && request.headers().contains_key(UPGRADE)
+        && request.headers().get_all(CONNECTION).iter().any(|value| names(value, "upgrade"))
+}
+
+fn names(value: &HeaderValue, option: &str) -> bool {
+    let options = value.as_bytes().split(|byte| *byte == b',');
+    options.into_iter().any(|found| found.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
+}
+
+/// Removes what belongs to the hop. `TE: trailers` stays, since trailers are carried; the fields of an upgrade
+/// stay where there is one.
+pub(super) fn strip(headers: &mut HeaderMap, upgrade: bool) {
+    if let Some(connection) = headers.get(CONNECTION).cloned() {
+        let more: Vec<HeaderValue> = headers.get_all(CONNECTION).iter().skip(1).cloned().collect();
+        headers.remove(CONNECTION);
+        for value in std::iter::once(&connection).chain(&more) {
+            for option in value.as_bytes().split(|byte| *byte == b',') {
+                let name = HeaderName::from_bytes(option.trim_ascii());
+                if let Ok(name) = name.as_ref().map_err(|_| ())
+                    && is_nominable(name)
+                {
+                    headers.remove(name);
+                }
+            }
+        }
+    }
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
+    headers.remove(PROXY_AUTHORIZATION);
+    headers.remove(TRANSFER_ENCODING); // the next hop's framing is its own
+    let trailers = headers.get_all(TE).iter().any(|value| names(value, "trailers"));
+    if headers.remove(TE).is_some() && trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    } else {
+        headers.remove(UPGRADE);
+    }
+}
+
+/// A caller may not talk us out of fields that are no hop-by-hop ones: neither those that frame and route the
+/// message, nor the context that we carry.
+fn is_nominable(name: &HeaderName) -> bool {
+    const NEVER: [&str; 14] = [
+        "host",
+        "content-length",
+        "content-type",
+        "authorization",
+        "cookie",
+        "te",
+        "upgrade",
+        "trailer",
+        "traceparent",
+        "tracestate",
+        "baggage",
+        "x-operation-name",
+        "throughline-peer",
+        "b3",
+    ];
+    !NEVER.contains(&name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stripped(fields: &[(&'static str, &str)], upgrade: bool) -> Vec<String> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        strip(&mut headers, upgrade);
+        headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect()
+    }
+
+    #[test]
+    fn what_belongs_to_the_hop_goes_no_further() {
+        let fields = [
+            ("connection", "close, X-Own"),
+            ("connection", "traceparent"),
+            ("x-own", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers, deflate"),
+            ("upgrade", "h2c"),
+            ("traceparent", "x"),
+            ("accept", "*/*"),
+        ];
+        let mut left = stripped(&fields, false);
+        left.sort_unstable();
+        assert_eq!(left, ["accept: */*", "te: trailers", "traceparent: x"]);
+    }
+
+    #[test]
+    fn an_upgrade_keeps_its_fields() {
+        let fields = [("connection", "Upgrade, keep-alive"), ("upgrade", "websocket"), ("te", "deflate")];
+        let mut left = stripped(&fields, true);
+        left.sort_unstable();
+        assert_eq!(left, ["connection: upgrade", "upgrade: websocket"]);
+    }
+}

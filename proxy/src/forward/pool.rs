@@ -1,0 +1,331 @@
+//! Connections to upstreams, kept for the next request. HTTP/1.1: a stack of idle connections, the newest
+//! first, none older than the setting says. HTTP/2: connections shared by their streams. Bounded in upstreams
+//! and in idle connections; one more is made when none is free.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use throughline_core::classify::Failure;
+use throughline_core::settings::{Authority, FixedRoute, Settings};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::body::{FromUpstream, Upload, UploadState};
+use super::dial::dial;
+use crate::sidecar::Sidecar;
+
+/// Upstreams remembered at once; the rest are dialled for each request.
+const UPSTREAMS_MAX: usize = 1024;
+/// Idle HTTP/1.1 connections kept for one upstream.
+const IDLE_MAX: usize = 256;
+/// Streams put on one HTTP/2 connection before another is made: what servers commonly allow.
+const STREAMS_PER_CONNECTION: usize = 100;
+/// HTTP/2 connections to one upstream.
+const HTTP2_CONNECTIONS_MAX: usize = 64;
+
+/// What is spoken with an upstream: what the caller speaks with us.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Kind {
+    Http1,
+    Http2,
+}
+
+/// All upstreams of the process.
+#[derive(Debug)]
+pub(crate) struct Upstreams {
+    routes: Vec<FixedRoute>,
+    idle_max: Duration,
+    head_bytes_max: usize,
+    upstreams: Mutex<HashMap<Authority, Arc<Upstream>>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Upstream {
+    idle: Mutex<Vec<Idle>>,
+    http2: Mutex<Vec<Shared>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<Upload>,
+    since: Instant,
+}
+
+#[derive(Clone, Debug)]
+struct Shared {
+    sender: http2::SendRequest<Upload>,
+    streams: Arc<AtomicUsize>,
+}
+
+/// What an answer holds of its connection until it is read.
+#[derive(Debug)]
+pub(super) enum Lease {
+    Http1 {
+        upstream: Arc<Upstream>,
+        sender: Option<http1::SendRequest<Upload>>,
+        upload: UploadState,
+    },
+    Http2 {
+        #[expect(dead_code, reason = "held for its drop, which counts the stream off")]
+        stream: StreamCount,
+    },
+}
+
+/// One stream of a connection, counted until it is over.
+#[derive(Debug)]
+pub(super) struct StreamCount(Arc<AtomicUsize>);
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Lease {
+    /// The answer was read to its end: the connection is free, if the request went out whole too.
+    pub(super) fn release(&mut self) {
+        if let Self::Http1 { upstream, sender, upload } = self
+            && let Some(sender) = sender.take()
+            && upload.is_whole()
+            && !sender.is_closed()
+        {
+            upstream.keep(sender);
+        }
+    }
+}
+
+impl Upstream {
+    fn keep(&self, sender: http1::SendRequest<Upload>) {
+        let mut idle = locked(&self.idle);
+        if idle.len() >= IDLE_MAX {
+            idle.remove(0); // the one that waited longest
+        }
+        idle.push(Idle { sender, since: Instant::now() });
+    }
+
+    /// The newest idle connection that still stands.
+    fn take(&self, idle_max: Duration) -> Option<http1::SendRequest<Upload>> {
+        let mut idle = locked(&self.idle);
+        while let Some(Idle { sender, since }) = idle.pop() {
+            if since.elapsed() > idle_max {
+                idle.clear(); // the others are older still
+                return None;
+            }
+            if !sender.is_closed() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    /// An HTTP/2 connection with room for a stream, which is counted on it.
+    fn share(&self) -> Option<(http2::SendRequest<Upload>, StreamCount)> {
+        let mut connections = locked(&self.http2);
+        connections.retain(|connection| !connection.sender.is_closed());
+        let with_room =
+            connections.iter().find(|one| one.streams.load(Ordering::Relaxed) < STREAMS_PER_CONNECTION);
+        let one = match with_room {
+            Some(one) => one,
+            // Beyond the bound of connections, streams queue on the last one.
+            None if connections.len() >= HTTP2_CONNECTIONS_MAX => connections.last()?,
+            None => return None,
+        };
+        Some((one.sender.clone(), one.count()))
+    }
+}
+
+impl Shared {
+    fn count(&self) -> StreamCount {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        StreamCount(Arc::clone(&self.streams))
+    }
+}
+
+impl Upstreams {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            routes: settings.outbound_routes.clone(),
+            idle_max: Duration::from_millis(settings.pool_idle_timeout_ms),
+            head_bytes_max: usize::try_from(settings.header_bytes_max).unwrap_or(usize::MAX),
+            upstreams: Mutex::default(),
+        }
+    }
+
+    /// Where the user's own routes send this authority.
+    pub(super) fn route(&self, to: &Authority) -> Option<&Authority> {
+        let route = self.routes.iter().find(|route| {
+            route.host.eq_ignore_ascii_case(&to.host) && route.port.is_none_or(|port| port == to.port)
+        });
+        route.map(|route| &route.to)
+    }
+
+    /// Whether the user's own routes know an authority as a request spells it.
+    pub(crate) fn is_routed(&self, authority: &[u8]) -> bool {
+        if self.routes.is_empty() {
+            return false;
+        }
+        let Ok(text) = std::str::from_utf8(authority) else { return false };
+        let to = Authority::parse(text).or_else(|| Authority::parse(&format!("{text}:80")));
+        to.is_some_and(|to| self.route(&to).is_some())
+    }
+
+    /// Sends the request once, by a kept connection or a new one.
+    pub(super) async fn send(
+        &self,
+        sidecar: &Sidecar,
+        to: &Authority,
+        kind: Kind,
+        request: Request<Upload>,
+        upload: &UploadState,
+    ) -> Result<Response<FromUpstream>, Failure> {
+        let upstream = self.upstream(to);
+        match kind {
+            Kind::Http1 => self.send_http1(sidecar, to, upstream, request, upload).await,
+            Kind::Http2 => self.send_http2(sidecar, to, &upstream, request).await,
+        }
+    }
+
+    async fn send_http1(
+        &self,
+        sidecar: &Sidecar,
+        to: &Authority,
+        upstream: Arc<Upstream>,
+        mut request: Request<Upload>,
+        upload: &UploadState,
+    ) -> Result<Response<FromUpstream>, Failure> {
+        loop {
+            let (mut sender, kept) = match upstream.take(self.idle_max) {
+                Some(sender) => (sender, true),
+                None => (self.handshake_http1(dial(sidecar, to).await?).await?, false),
+            };
+            if sender.ready().await.is_err() {
+                if kept {
+                    continue; // it closed while it was idle: not a byte was sent on it
+                }
+                return Err(Failure::ConnectionReset);
+            }
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    let lease =
+                        |sender| Lease::Http1 { upstream, sender: Some(sender), upload: upload.clone() };
+                    return Ok(response.map(|body| FromUpstream::new(body, lease(sender))));
+                }
+                Err(mut error) => match error.take_message() {
+                    // hyper hands a request back only when nothing of it was written.
+                    Some(unsent) if kept => request = unsent,
+                    Some(_) | None => return Err(failure(error.error())),
+                },
+            }
+        }
+    }
+
+    async fn send_http2(
+        &self,
+        sidecar: &Sidecar,
+        to: &Authority,
+        upstream: &Upstream,
+        request: Request<Upload>,
+    ) -> Result<Response<FromUpstream>, Failure> {
+        let (mut sender, stream) = match upstream.share() {
+            Some(shared) => shared,
+            None => {
+                let sender = self.handshake_http2(dial(sidecar, to).await?).await?;
+                let shared = Shared { sender: sender.clone(), streams: Arc::default() };
+                let stream = shared.count();
+                locked(&upstream.http2).push(shared);
+                (sender, stream)
+            }
+        };
+        sender.ready().await.map_err(|error| failure(&error))?;
+        let response = sender.send_request(request).await.map_err(|error| failure(&error))?;
+        Ok(response.map(|body| FromUpstream::new(body, Lease::Http2 { stream })))
+    }
+
+    /// Takes over a connection that was made elsewhere (for a CONNECT) and that speaks HTTP after all.
+    pub(crate) async fn adopt<T>(&self, to: &Authority, kind: Kind, stream: T) -> Result<(), Failure>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let upstream = self.upstream(to);
+        match kind {
+            Kind::Http1 => upstream.keep(self.handshake_http1(stream).await?),
+            Kind::Http2 => {
+                let sender = self.handshake_http2(stream).await?;
+                locked(&upstream.http2).push(Shared { sender, streams: Arc::default() });
+            }
+        }
+        Ok(())
+    }
+
+    fn upstream(&self, to: &Authority) -> Arc<Upstream> {
+        let mut upstreams = locked(&self.upstreams);
+        if let Some(upstream) = upstreams.get(to) {
+            return Arc::clone(upstream);
+        }
+        if upstreams.len() >= UPSTREAMS_MAX {
+            upstreams.retain(|_, upstream| Arc::strong_count(upstream) > 1);
+        }
+        let upstream = Arc::<Upstream>::default();
+        if upstreams.len() < UPSTREAMS_MAX {
+            upstreams.insert(to.clone(), Arc::clone(&upstream));
+        }
+        upstream
+    }
+
+    /// Lets go of connections that nobody asked for in time; called now and then.
+    pub(crate) fn tidy(&self) {
+        for upstream in locked(&self.upstreams).values() {
+            locked(&upstream.idle)
+                .retain(|idle| idle.since.elapsed() <= self.idle_max && !idle.sender.is_closed());
+            locked(&upstream.http2).retain(|connection| !connection.sender.is_closed());
+        }
+    }
+
+    async fn handshake_http1<T>(&self, stream: T) -> Result<http1::SendRequest<Upload>, Failure>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(self.head_bytes_max.max(64 * 1024))
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failure(&error))?;
+        tokio::spawn(connection.with_upgrades());
+        Ok(sender)
+    }
+
+    async fn handshake_http2<T>(&self, stream: T) -> Result<http2::SendRequest<Upload>, Failure>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(self.head_bytes_max).unwrap_or(u32::MAX))
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failure(&error))?;
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+}
+
+/// What an error of hyper means.
+pub(super) fn failure(error: &hyper::Error) -> Failure {
+    if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
+        return Failure::Protocol;
+    }
+    if error.is_timeout() {
+        return Failure::Timeout;
+    }
+    let io = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+    io.map_or(Failure::ConnectionReset, super::dial::of_io)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

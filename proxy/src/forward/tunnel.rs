@@ -1,0 +1,129 @@
+//! Bytes that pass untouched: upgraded connections, and CONNECT with whatever is inside. What turns out to be
+//! cleartext HTTP inside a CONNECT is served like any other.
+
+use std::io;
+use std::sync::Arc;
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use throughline_core::classify::Failure;
+use throughline_core::settings::Authority;
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::net::TcpStream;
+
+use super::{Kind, dial, named};
+use crate::listener::{Prefixed, Speaks, detect};
+use crate::sidecar::{Connection, Sidecar};
+use crate::stall::Progress;
+use crate::stats::{Connect, Protocol};
+
+/// Two ends that switched the protocol.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    caller: OnUpgrade,
+    upstream: OnUpgrade,
+}
+
+impl Tunnel {
+    pub(super) fn upgraded(caller: OnUpgrade, upstream: OnUpgrade) -> Self {
+        Self { caller, upstream }
+    }
+
+    /// Carries bytes both ways until both ends are done.
+    pub(crate) async fn run(self, sidecar: &Sidecar) -> Result<(), Failure> {
+        let (caller, upstream) =
+            tokio::try_join!(self.caller, self.upstream).map_err(|_| Failure::ConnectionReset)?;
+        let (mut caller, mut upstream) = (TokioIo::new(caller), TokioIo::new(upstream));
+        let carried = copy_bidirectional(&mut caller, &mut upstream).await;
+        settle(carried, sidecar)
+    }
+}
+
+/// Most protocols end by one side closing while the other still writes: not a failure.
+fn settle(carried: io::Result<(u64, u64)>, sidecar: &Sidecar) -> Result<(), Failure> {
+    match carried {
+        Ok((there, back)) => sidecar.stats.tunnelled(there + back),
+        Err(error) => match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => {}
+            _ => return Err(Failure::ConnectionReset),
+        },
+    }
+    Ok(())
+}
+
+/// Answers a CONNECT: dials at once, and leaves what follows to a task.
+pub(crate) async fn connect(
+    connection: Arc<Connection>,
+    mut request: Request<Incoming>,
+) -> Result<Response<()>, Failure> {
+    let stats = &connection.sidecar.stats;
+    let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes().to_vec());
+    let to = named(&connection.sidecar, &authority.unwrap_or_default(), 443);
+    let dialled = match to {
+        Ok(to) => dial(&connection.sidecar, &to).await.map(|stream| (to, stream)),
+        Err(failure) => Err(failure),
+    };
+    let (to, upstream) = match dialled {
+        Ok(dialled) => dialled,
+        Err(failure) => {
+            stats.connect(if failure == Failure::Refused { Connect::Refused } else { Connect::Failed });
+            return Err(failure);
+        }
+    };
+    stats.connect(Connect::Ok);
+    let caller = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Ok(caller) = caller.await {
+            inside(connection, TokioIo::new(caller), upstream, to).await;
+        }
+    });
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::OK;
+    Ok(response)
+}
+
+/// The first bytes of either side decide what is spoken; until they come, nobody is kept waiting.
+async fn inside(
+    connection: Arc<Connection>,
+    mut caller: TokioIo<hyper::upgrade::Upgraded>,
+    mut upstream: TcpStream,
+    to: Authority,
+) {
+    let sidecar = &connection.sidecar;
+    let (first, speaks) = tokio::select! {
+        detected = detect(&mut caller) => match detected {
+            Ok(detected) => detected,
+            Err(_) => return,
+        },
+        readable = upstream.readable() => match readable {
+            Ok(()) => (Vec::new(), Speaks::Opaque), // a server that speaks first speaks no HTTP
+            Err(_) => return,
+        },
+    };
+    let kind = match speaks {
+        Speaks::Http1 => Kind::Http1,
+        Speaks::Http2 => Kind::Http2,
+        Speaks::Opaque => {
+            sidecar.stats.connection(connection.side, Protocol::Opaque);
+            if upstream.write_all(&first).await.is_ok() {
+                let carried = copy_bidirectional(&mut caller, &mut upstream).await;
+                let _ = settle(carried.map(|(there, back)| (there + first.len() as u64, back)), sidecar);
+            }
+            return;
+        }
+    };
+    if sidecar.upstreams.adopt(&to, kind, upstream).await.is_err() {
+        let _ = caller.shutdown().await;
+        return;
+    }
+    let within = Connection {
+        sidecar: Arc::clone(sidecar),
+        side: connection.side,
+        caller: connection.caller,
+        tunnel_to: Some(to),
+        progress: Progress::new(),
+    };
+    crate::listener::serve(Arc::new(within), Prefixed::new(first, caller), speaks).await;
+}

@@ -1,0 +1,116 @@
+//! What `core` asks of a host: headers behind its four verbs, moments, random ids. Decides nothing.
+
+use std::cell::RefCell;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::OnceLock;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use throughline_core::carrier::Carrier;
+use throughline_core::exchange::Now;
+use throughline_core::ids::{Ids, SpanId, TraceId};
+
+/// A header map as `core` sees it.
+#[derive(Debug)]
+pub(crate) struct Headers<'a>(pub(crate) &'a mut HeaderMap);
+
+impl Carrier for Headers<'_> {
+    fn get(&self, name: &str) -> Option<&[u8]> {
+        self.0.get(name).map(HeaderValue::as_bytes)
+    }
+
+    fn set(&mut self, name: &'static str, value: &[u8]) {
+        // `core` hands out only values that a header may hold; one that is not is left out, as a broken
+        // header would spoil the user's request.
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            self.0.insert(HeaderName::from_static(name), value);
+        }
+    }
+
+    fn remove(&mut self, name: &'static str) {
+        self.0.remove(name);
+    }
+
+    fn for_each<'a>(&'a self, visit: &mut dyn FnMut(&'a str, &'a [u8])) {
+        for (name, value) in self.0.iter() {
+            visit(name.as_str(), value.as_bytes());
+        }
+    }
+}
+
+/// This moment.
+pub(crate) fn now() -> Now {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let mono_nanos = START.get_or_init(Instant::now).elapsed().as_nanos() as u64;
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { unix_nanos: unix.as_nanos() as u64, mono_nanos }
+}
+
+/// A random number from the operating system, by way of the standard library's own hash keys.
+pub(crate) fn seed() -> u64 {
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// Random ids of this thread: xoshiro256++, seeded once with 256 bits. Unpredictability is not asked of
+/// them, only that no two are alike.
+#[derive(Debug)]
+pub(crate) struct RandomIds;
+
+thread_local! {
+    static STATE: RefCell<[u64; 4]> = RefCell::new([seed() | 1, seed(), seed(), seed()]);
+}
+
+fn next() -> u64 {
+    STATE.with_borrow_mut(|[a, b, c, d]| {
+        let result = a.wrapping_add(*d).rotate_left(23).wrapping_add(*a);
+        let shifted = *b << 17;
+        *c ^= *a;
+        *d ^= *b;
+        *b ^= *c;
+        *a ^= *d;
+        *c ^= shifted;
+        *d = d.rotate_left(45);
+        result
+    })
+}
+
+impl Ids for RandomIds {
+    fn trace_id(&mut self) -> TraceId {
+        loop {
+            let bytes = (u128::from(next()) << 64 | u128::from(next())).to_be_bytes();
+            if let Some(id) = TraceId::from_bytes(bytes) {
+                return id;
+            }
+        }
+    }
+
+    fn span_id(&mut self) -> SpanId {
+        loop {
+            if let Some(id) = SpanId::from_bytes(next().to_be_bytes()) {
+                return id;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_differ_between_calls_and_threads() {
+        let one = std::thread::spawn(|| (0..1000).map(|_| RandomIds.trace_id()).collect::<Vec<_>>());
+        let mut all: Vec<_> = (0..1000).map(|_| RandomIds.trace_id()).collect();
+        all.extend(one.join().unwrap());
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 2000);
+    }
+
+    #[test]
+    fn a_value_that_no_header_may_hold_is_left_out() {
+        let mut map = HeaderMap::new();
+        Headers(&mut map).set("x-operation-name", b"a\nb");
+        assert!(map.is_empty());
+    }
+}

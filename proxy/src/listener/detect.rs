@@ -1,0 +1,164 @@
+//! What a connection speaks, by its first bytes, and those bytes put back in front of it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+/// What a connection speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Speaks {
+    Http1,
+    Http2,
+    /// TLS, or something else that is no cleartext HTTP.
+    Opaque,
+}
+
+/// The beginning of HTTP/2 with prior knowledge (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes of the longest method taken for one: the longest registered one has 17.
+const METHOD_BYTES_MAX: usize = 20;
+
+/// Reads until the first bytes say what is spoken. An end before that is opaque.
+pub(crate) async fn detect(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Vec<u8>, Speaks)> {
+    let mut first = Vec::with_capacity(1024);
+    loop {
+        if stream.read_buf(&mut first).await? == 0 {
+            return Ok((first, Speaks::Opaque));
+        }
+        if let Some(speaks) = judge(&first) {
+            return Ok((first, speaks));
+        }
+    }
+}
+
+/// `None` while the bytes may still become several things.
+fn judge(first: &[u8]) -> Option<Speaks> {
+    let preface = first.iter().zip(PREFACE).take_while(|(a, b)| a == b).count();
+    if preface == PREFACE.len() {
+        return Some(Speaks::Http2);
+    }
+    if preface == first.len() {
+        return None;
+    }
+    // A server is lenient about an empty line before the request line (RFC 9112 §2.2).
+    let line = first.trim_ascii_start();
+    let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    match line.iter().position(|byte| !token(byte)) {
+        Some(end) if end > 0 && line.get(end) == Some(&b' ') && end <= METHOD_BYTES_MAX => {
+            Some(Speaks::Http1)
+        }
+        Some(_) => Some(Speaks::Opaque),
+        None if line.len() > METHOD_BYTES_MAX => Some(Speaks::Opaque),
+        None => None,
+    }
+}
+
+/// A stream with bytes put back in front of it.
+pub(crate) struct Prefixed<T> {
+    first: Vec<u8>,
+    taken: usize,
+    stream: T,
+    note: Option<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl<T> Prefixed<T> {
+    pub(crate) fn new(first: Vec<u8>, stream: T) -> Self {
+        Self { first, taken: 0, stream, note: None }
+    }
+
+    /// Calls `note` whenever bytes come in.
+    pub(crate) fn noting(mut self, note: impl Fn() + Send + Sync + 'static) -> Self {
+        self.note = Some(Box::new(note));
+        self
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.taken < this.first.len() {
+            let rest = this.first.get(this.taken..).unwrap_or_default();
+            let now = rest.get(..buf.remaining()).unwrap_or(rest);
+            buf.put_slice(now);
+            this.taken += now.len();
+            if this.taken == this.first.len() {
+                (this.first, this.taken) = (Vec::new(), 0);
+            }
+        } else {
+            let before = buf.filled().len();
+            std::task::ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+            if buf.filled().len() == before {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        if let Some(note) = &this.note {
+            note();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Prefixed<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_bytes_decide() {
+        for (first, expected) in [
+            (&b"GET / HTTP/1.1\r\n"[..], Some(Speaks::Http1)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Speaks::Http2)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM", None),
+            (b"PRI * HTTP/1.1\r\n", Some(Speaks::Http1)),
+            (b"P", None),
+            (b"PROPFIND", None),
+            (b"\r\nGET /", Some(Speaks::Http1)),
+            (b"VERSION-CONTROL /", Some(Speaks::Http1)),
+            (b"\x16\x03\x01\x02\x00", Some(Speaks::Opaque)),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", Some(Speaks::Opaque)),
+            (b"AAAAAAAAAAAAAAAAAAAAAAAAAAA", Some(Speaks::Opaque)),
+            (b"get: x", Some(Speaks::Opaque)),
+        ] {
+            assert_eq!(judge(first), expected, "{}", first.escape_ascii());
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_that_were_read_come_first_again() {
+        let mut stream = Prefixed::new(b"abc".to_vec(), &b"def"[..]);
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"abcdef");
+    }
+}

@@ -1,0 +1,243 @@
+//! Accepts connections, finds out what they speak, serves them, and closes those that stand still. Bounded in
+//! connections: beyond the bound, callers wait in the kernel's queue.
+
+mod detect;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use throughline_core::settings::Settings;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tower::Service;
+
+pub(crate) use detect::{Prefixed, Speaks, detect};
+
+use crate::forward;
+use crate::sidecar::{Connection, Sidecar};
+use crate::stack::{Body, stack};
+use crate::stall::{Patience, Progress, UnderWay, Watched};
+use crate::stats::{Protocol, Reaped, Refusal, Side};
+use crate::trace::in_place_of_upstream;
+
+/// Callers that the kernel keeps waiting.
+const BACKLOG: u32 = 1024;
+
+/// Binds without accepting yet.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?; // a restart need not wait for old connections to be forgotten
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Accepts until drained, and returns when the last connection is closed.
+pub(crate) async fn accept(
+    sidecar: Arc<Sidecar>,
+    side: Side,
+    listener: TcpListener,
+    mut drain: watch::Receiver<bool>,
+) {
+    let most = u32::try_from(sidecar.settings.connections_max).unwrap_or(u32::MAX);
+    let places = Arc::new(Semaphore::new(most as usize));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = drain.wait_for(|drain| *drain) => break,
+        };
+        match accepted {
+            Ok((stream, caller)) => {
+                let connection = Arc::new(Connection {
+                    sidecar: Arc::clone(&sidecar),
+                    side,
+                    caller: caller.ip(),
+                    tunnel_to: None,
+                    progress: Progress::new(),
+                });
+                let drain = drain.clone();
+                tokio::spawn(async move {
+                    connection.sidecar.stats.opened(side);
+                    first_bytes(&connection, stream, drain).await;
+                    connection.sidecar.stats.closed(side);
+                    drop(place);
+                });
+            }
+            // Out of descriptors, or a caller that is gone already: the next one may do better.
+            Err(error) => {
+                crate::log::debug("failed to accept a connection", &[("error", &error)]);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+    drop(listener);
+    let _all_closed = places.acquire_many(most).await;
+}
+
+async fn first_bytes(connection: &Arc<Connection>, mut stream: TcpStream, mut drain: watch::Receiver<bool>) {
+    let _ = stream.set_nodelay(true); // without it the connection is slower, not wrong
+    let patience = patience(&connection.sidecar.settings);
+    let detected = tokio::select! {
+        detected = wait_for_head(connection, &mut stream, patience) => detected,
+        _ = drain.wait_for(|drain| *drain) => None,
+    };
+    let Some((first, speaks)) = detected else { return };
+    if speaks == Speaks::Opaque {
+        // Nobody said where it should go: only HTTP says that itself.
+        connection.sidecar.stats.connection(connection.side, Protocol::Opaque);
+        refuse_opaque(&mut stream).await;
+        return;
+    }
+    serve_until_drained(Arc::clone(connection), Prefixed::new(first, stream), speaks, Some(drain)).await;
+}
+
+async fn wait_for_head(
+    connection: &Arc<Connection>,
+    stream: &mut TcpStream,
+    patience: Patience,
+) -> Option<(Vec<u8>, Speaks)> {
+    let reaped = |reaped| {
+        connection.sidecar.stats.reaped(reaped);
+        None
+    };
+    match timeout(patience.idle, stream.readable()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => return None,
+        Err(_) => return reaped(Reaped::Idle),
+    }
+    match timeout(patience.head, detect(stream)).await {
+        Ok(detected) => detected.ok().filter(|(first, _)| !first.is_empty()),
+        Err(_) => reaped(Reaped::SlowHead),
+    }
+}
+
+async fn refuse_opaque(stream: &mut TcpStream) {
+    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let _ = tokio::io::AsyncWriteExt::write_all(stream, ANSWER).await;
+    let _ = tokio::io::AsyncWriteExt::shutdown(stream).await;
+}
+
+fn patience(settings: &Settings) -> Patience {
+    Patience {
+        head: Duration::from_millis(settings.header_timeout_ms),
+        unread: Duration::from_millis(settings.stall_timeout_ms),
+        idle: Duration::from_millis(settings.idle_timeout_ms),
+    }
+}
+
+/// Serves HTTP on a stream that is not the listener's own: what is inside a CONNECT. It ends with its caller.
+pub(crate) fn serve<T>(connection: Arc<Connection>, stream: Prefixed<T>, speaks: Speaks) -> crate::Boxed<()>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    // Boxed: what is inside a CONNECT may hold another.
+    Box::pin(serve_until_drained(connection, stream, speaks, None))
+}
+
+async fn serve_until_drained<T>(
+    connection: Arc<Connection>,
+    stream: Prefixed<T>,
+    speaks: Speaks,
+    drain: Option<watch::Receiver<bool>>,
+) where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let settings = &connection.sidecar.settings;
+    let head_bytes = usize::try_from(settings.header_bytes_max).unwrap_or(usize::MAX);
+    let stack = stack(&connection);
+    let of_connection = Arc::clone(&connection);
+    let service = service_fn(move |request| answer(Arc::clone(&of_connection), stack.clone(), request));
+    if speaks == Speaks::Http2 {
+        connection.sidecar.stats.connection(connection.side, Protocol::Http2);
+        let served = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .auto_date_header(false)
+            .max_concurrent_streams(u32::try_from(settings.streams_max).unwrap_or(u32::MAX))
+            .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
+            .max_send_buf_size(64 * 1024)
+            .serve_connection(TokioIo::new(stream), service);
+        watch_over(&connection, served, drain, |served| served.graceful_shutdown()).await;
+    } else {
+        connection.sidecar.stats.connection(connection.side, Protocol::Http1);
+        let noted = Arc::clone(&connection);
+        let stream = stream.noting(move || noted.progress.received());
+        let mut builder = http1::Builder::new();
+        builder.auto_date_header(false).header_read_timeout(None).max_buf_size(head_bytes.max(8192));
+        if settings.header_fields_max > 100 {
+            builder.max_headers(usize::try_from(settings.header_fields_max).unwrap_or(1000));
+        }
+        let served = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        watch_over(&connection, served, drain, |served| served.graceful_shutdown()).await;
+    }
+}
+
+/// Drives a connection; asks it to finish when the sidecar drains, drops it when it stands still.
+async fn watch_over<S, E>(
+    connection: &Connection,
+    served: S,
+    drain: Option<watch::Receiver<bool>>,
+    finish: impl Fn(std::pin::Pin<&mut S>),
+) where
+    S: Future<Output = Result<(), E>>,
+{
+    let patience = patience(&connection.sidecar.settings);
+    let mut tick = interval_at(Instant::now() + patience.tick(), patience.tick());
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut served = std::pin::pin!(served);
+    let drained = async move {
+        match drain {
+            Some(mut drain) => drop(drain.wait_for(|drain| *drain).await),
+            None => std::future::pending().await,
+        }
+    };
+    let mut drained = std::pin::pin!(drained);
+    let mut finishing = false;
+    loop {
+        tokio::select! {
+            _ = served.as_mut() => return,
+            () = drained.as_mut(), if !finishing => {
+                finish(served.as_mut());
+                finishing = true;
+            }
+            _ = tick.tick() => {
+                if let Some(reaped) = connection.progress.judge(patience) {
+                    connection.sidecar.stats.reaped(reaped);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// One request: CONNECT is a tunnel, everything else goes through the stack.
+async fn answer<S>(
+    connection: Arc<Connection>,
+    mut stack: S,
+    request: Request<Incoming>,
+) -> Result<Response<Watched<Body>>, std::convert::Infallible>
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible>,
+{
+    let under_way = UnderWay::begin(&connection);
+    let response = match (request.method() == Method::CONNECT, connection.side) {
+        (false, _) => stack.call(request).await?,
+        (true, Side::Outbound) => match forward::connect(connection, request).await {
+            Ok(response) => response.map(|()| Body::empty()),
+            Err(failure) => in_place_of_upstream(failure),
+        },
+        (true, Side::Inbound) => {
+            connection.sidecar.stats.refused(Refusal::Method);
+            crate::conform::answer(Refusal::Method)
+        }
+    };
+    Ok(response.map(|body| Watched::new(body, under_way)))
+}

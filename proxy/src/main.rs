@@ -1,0 +1,213 @@
+//! The sidecar's process: settings in, listeners up, and down again without losing a request or a span.
+
+mod access_log;
+mod admin;
+mod args;
+mod conform;
+mod export;
+mod forward;
+mod host;
+mod listener;
+mod log;
+mod sidecar;
+mod stack;
+mod stall;
+mod stats;
+mod trace;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use throughline_core::batch::Dropped;
+use throughline_core::exchange::Tracer;
+use throughline_core::settings::{Found, Settings};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout_at};
+
+use export::Exporters;
+use sidecar::{OwnPorts, Readiness, Sidecar};
+use stats::Side;
+
+/// A future behind a pointer.
+pub(crate) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Settings that are wrong.
+const WRONG_SETTINGS: u8 = 2;
+/// Something that the settings can't know: a port in use, a file that can't be read.
+const FAILED: u8 = 1;
+/// Of the time for draining, what is kept for the last export.
+const LAST_EXPORT: Duration = Duration::from_secs(3);
+
+fn main() -> ExitCode {
+    match args::read(std::env::args().skip(1)) {
+        Ok(args::Command::Print(text)) => {
+            // A reader that has seen enough (`| head`) is no failure.
+            let _ = std::io::stdout().lock().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Ok(args::Command::Run(found)) => match run(*found) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(message) => fail(&[message], FAILED),
+        },
+        Err(mistakes) => fail(&mistakes, WRONG_SETTINGS),
+    }
+}
+
+fn fail(messages: &[String], code: u8) -> ExitCode {
+    for message in messages {
+        let _ = writeln!(std::io::stderr().lock(), "throughline-proxy: {message}");
+    }
+    ExitCode::from(code)
+}
+
+fn run(found: Found<Settings>) -> Result<(), String> {
+    let Found { value: settings, warnings } = found;
+    log::set_level(settings.log_level);
+    for warning in &warnings {
+        log::warn(warning, &[]);
+    }
+    let threads = match usize::try_from(settings.worker_threads).unwrap_or(0) {
+        0 => std::thread::available_parallelism().map_or(1, usize::from).min(2),
+        threads => threads,
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("failed to start: {error}"))?
+        .block_on(serve(settings))
+}
+
+/// The listeners, bound.
+struct Bound {
+    inbound: Option<TcpListener>,
+    outbound: Option<TcpListener>,
+    admin: TcpListener,
+}
+
+impl Bound {
+    fn new(settings: &Settings) -> Result<Self, String> {
+        let bind = |name: &str, address: SocketAddr| {
+            listener::bind(address)
+                .map_err(|error| format!("{name}=\"{address}\": want an address that is free: {error}"))
+        };
+        let optional =
+            |name, address: Option<SocketAddr>| address.map(|address| bind(name, address)).transpose();
+        Ok(Self {
+            inbound: optional("THROUGHLINE_INBOUND_LISTEN", settings.inbound_listen)?,
+            outbound: optional("THROUGHLINE_OUTBOUND_LISTEN", settings.outbound_listen)?,
+            admin: bind("THROUGHLINE_ADMIN_LISTEN", settings.admin_listen)?,
+        })
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let all = [self.inbound.as_ref(), self.outbound.as_ref(), Some(&self.admin)];
+        all.into_iter().flatten().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+}
+
+async fn serve(settings: Settings) -> Result<(), String> {
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| format!("failed to hear signals: {error}"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|error| format!("failed to hear signals: {error}"))?;
+    let exporters = Exporters::new(&settings)?;
+    let bound = Bound::new(&settings)?;
+    let patience = Duration::from_millis(settings.drain_timeout_ms);
+    let sidecar = Arc::new(Sidecar {
+        tracer: Tracer::new(settings.tracer(), host::seed()),
+        spans: export::SpanQueue::new(&settings),
+        stats: stats::Stats::default(),
+        access_log: access_log::AccessLog::new(settings.access_log),
+        upstreams: forward::Upstreams::new(&settings),
+        own_ports: OwnPorts(bound.addresses()),
+        readiness: Readiness::default(),
+        settings,
+    });
+    let addresses = Addresses::of(&bound);
+    let (drain, draining) = watch::channel(false);
+    let (stop, stopping) = watch::channel(None);
+    let asked_to_drain = Arc::new(Notify::new());
+    tokio::spawn(admin::serve(Arc::clone(&sidecar), bound.admin, Arc::clone(&asked_to_drain)));
+    let export = tokio::spawn(exporters.run(Arc::clone(&sidecar), stopping));
+    tokio::spawn(tidy(Arc::clone(&sidecar)));
+    let sides = [(Side::Inbound, bound.inbound), (Side::Outbound, bound.outbound)];
+    let listeners: Vec<_> = sides
+        .into_iter()
+        .filter_map(|(side, listener)| {
+            let accept = listener::accept(Arc::clone(&sidecar), side, listener?, draining.clone());
+            Some(tokio::spawn(accept))
+        })
+        .collect();
+    sidecar.readiness.start();
+    addresses.log(&sidecar);
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = asked_to_drain.notified() => {}
+    }
+    let deadline = Instant::now() + patience;
+    log::info("draining", &[("drain_timeout_ms", &patience.as_millis())]);
+    sidecar.readiness.drain();
+    let _ = drain.send(true);
+    let requests_until = deadline - LAST_EXPORT.min(patience / 2);
+    for listener in listeners {
+        let _ = timeout_at(requests_until, listener).await;
+    }
+    let _ = stop.send(Some(deadline));
+    let _ = timeout_at(deadline, export).await;
+    sidecar.spans.drop_all(Dropped::Shutdown);
+    let books = sidecar.spans.books();
+    log::info(
+        "stopped",
+        &[
+            ("spans_created", &books.created),
+            ("spans_exported", &books.exported),
+            ("spans_dropped", &books.dropped.iter().sum::<u64>()),
+        ],
+    );
+    Ok(())
+}
+
+/// Lets go of what nobody uses any more, off the path of requests.
+async fn tidy(sidecar: Arc<Sidecar>) {
+    let mut every = tokio::time::interval(Duration::from_millis(sidecar.settings.pool_idle_timeout_ms));
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        sidecar.upstreams.tidy();
+    }
+}
+
+/// Where the sidecar listens, as its first line says.
+struct Addresses(Vec<(&'static str, String)>);
+
+impl Addresses {
+    fn of(bound: &Bound) -> Self {
+        let all = [
+            ("inbound", bound.inbound.as_ref()),
+            ("outbound", bound.outbound.as_ref()),
+            ("admin", Some(&bound.admin)),
+        ];
+        let known = all.into_iter().filter_map(|(name, listener)| {
+            listener?.local_addr().ok().map(|address| (name, address.to_string()))
+        });
+        Self(known.collect())
+    }
+
+    fn log(&self, sidecar: &Sidecar) {
+        let service = sidecar.settings.service().0;
+        let mut fields: Vec<(&str, &dyn std::fmt::Display)> = vec![("service", &service)];
+        for (name, address) in &self.0 {
+            fields.push((name, address));
+        }
+        log::info("ready", &fields);
+    }
+}

@@ -1,0 +1,109 @@
+//! What every connection of the process shares. Holds, decides nothing.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use throughline_core::exchange::Tracer;
+use throughline_core::settings::Settings;
+
+use crate::access_log::AccessLog;
+use crate::export::SpanQueue;
+use crate::forward::Upstreams;
+use crate::stats::{Side, Stats};
+
+/// One sidecar.
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    pub(crate) settings: Settings,
+    pub(crate) tracer: Tracer,
+    pub(crate) spans: SpanQueue,
+    pub(crate) stats: Stats,
+    pub(crate) access_log: AccessLog,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) own_ports: OwnPorts,
+    pub(crate) readiness: Readiness,
+}
+
+/// One connection, as its requests see it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) sidecar: Arc<Sidecar>,
+    pub(crate) side: Side,
+    /// The caller's address.
+    pub(crate) caller: IpAddr,
+    /// Where every request goes, when a CONNECT has said it.
+    pub(crate) tunnel_to: Option<throughline_core::settings::Authority>,
+    pub(crate) progress: crate::stall::Progress,
+}
+
+/// The addresses that this process listens on, which nobody may be forwarded to.
+#[derive(Debug, Default)]
+pub(crate) struct OwnPorts(pub(crate) Vec<SocketAddr>);
+
+impl OwnPorts {
+    /// Whether a connection to `to` would end at this process, so far as the address alone tells.
+    pub(crate) fn hold(&self, to: SocketAddr) -> bool {
+        self.0.iter().any(|own| {
+            let same_host = own.ip() == to.ip() || (own.ip().is_unspecified() && to.ip().is_loopback());
+            own.port() == to.port() && (same_host || to.ip().is_unspecified())
+        })
+    }
+
+    /// The same, of a connection that was made: one whose both ends have one address is this machine's.
+    pub(crate) fn reached(&self, to: SocketAddr, from: SocketAddr) -> bool {
+        let to_itself = to.ip() == from.ip();
+        self.hold(to)
+            || self.0.iter().any(|own| own.port() == to.port() && own.ip().is_unspecified() && to_itself)
+    }
+}
+
+/// Whether the sidecar takes traffic.
+#[derive(Debug, Default)]
+pub(crate) struct Readiness {
+    started: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Readiness {
+    pub(crate) fn start(&self) {
+        self.started.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// `Err` says why not.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        if self.draining.load(Ordering::Acquire) {
+            Err("draining")
+        } else if self.started.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err("starting")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_ports_are_known_by_every_address_that_leads_to_them() {
+        let own = OwnPorts(["127.0.0.1:15001", "0.0.0.0:15006"].map(|text| text.parse().unwrap()).into());
+        for (to, expected) in [
+            ("127.0.0.1:15001", true),
+            ("0.0.0.0:15001", true),
+            ("127.0.0.1:15006", true),
+            ("127.0.0.2:15006", true),
+            ("127.0.0.1:8080", false),
+            ("10.0.0.5:15001", false),
+        ] {
+            assert_eq!(own.hold(to.parse().unwrap()), expected, "{to}");
+        }
+        let (to, here) = ("10.0.0.5:15006".parse().unwrap(), "10.0.0.5:40000".parse().unwrap());
+        assert!(own.reached(to, here) && !own.reached(to, "10.0.0.6:1".parse().unwrap()));
+    }
+}

@@ -1,0 +1,303 @@
+//! One exchange a request: begins it before the request is forwarded, ends it exactly once, at the last byte,
+//! the trailers, the error or the hang-up, whichever comes first. Decides nothing; `core` does.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
+use http_body::{Body, Frame, SizeHint};
+use throughline_core::classify::{Direction, Failure, Outcome};
+use throughline_core::exchange::{self, Destination, Exchange, RequestHead, Scheme};
+use tower::{Layer, Service};
+
+use crate::access_log;
+use crate::conform::Explain;
+use crate::forward::{Answer, ERROR_HEADER, Gone, Tunnel};
+use crate::host::{Headers, RandomIds, now};
+use crate::sidecar::Connection;
+use crate::stats::Side;
+
+/// Wraps a service that forwards.
+#[derive(Clone, Debug)]
+pub(crate) struct TraceLayer(pub(crate) Arc<Connection>);
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = Trace<S>;
+    fn layer(&self, inner: S) -> Trace<S> {
+        Trace { inner, connection: Arc::clone(&self.0) }
+    }
+}
+
+/// Traces each request, and answers in the place of an upstream that can't.
+#[derive(Clone, Debug)]
+pub(crate) struct Trace<S> {
+    inner: S,
+    connection: Arc<Connection>,
+}
+
+impl<S, B, D> Service<Request<B>> for Trace<S>
+where
+    S: Service<Request<B>, Response = Answer<D>, Error = Gone>,
+    D: Body<Data = Bytes, Error = Failure>,
+{
+    type Response = Response<Traced<D>>;
+    type Error = Infallible;
+    type Future = TraceFuture<S::Future>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(())) // a pool is always ready to be asked
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let live = Live::begin(&self.connection, &mut request);
+        TraceFuture { inner: self.inner.call(request), live: Some(live) }
+    }
+}
+
+/// An exchange under way: whatever happens to its owner, it is ended once.
+#[derive(Debug)]
+struct Live {
+    exchange: Option<Exchange>,
+    connection: Arc<Connection>,
+    request: Option<access_log::Request>,
+    bytes_out: u64,
+}
+
+impl Live {
+    fn begin<B>(connection: &Arc<Connection>, request: &mut Request<B>) -> Self {
+        let sidecar = &connection.sidecar;
+        let logged = sidecar
+            .access_log
+            .is_on()
+            .then(|| access_log::Request { method: request.method().clone(), uri: request.uri().clone() });
+        // A copy of the handle only: the bytes of both stay where they are.
+        let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
+        let host = match uri.authority() {
+            Some(_) => None,
+            None => request.headers().get(HOST).cloned(),
+        };
+        let authority = match (uri.authority(), &host) {
+            (Some(authority), _) => authority.as_str().as_bytes(),
+            (None, Some(host)) => host.as_bytes(),
+            (None, None) => b"",
+        };
+        let direction = match connection.side {
+            Side::Inbound => Direction::Inbound,
+            Side::Outbound => Direction::Outbound,
+        };
+        let head = RequestHead {
+            direction,
+            method: method.as_str(),
+            scheme: Scheme::Http,
+            authority,
+            path: uri.path().as_bytes(),
+            query: uri.query().map(str::as_bytes),
+            version: match version {
+                Version::HTTP_10 => exchange::Version::Http10,
+                Version::HTTP_2 => exchange::Version::Http2,
+                _ => exchange::Version::Http11,
+            },
+            caller: Some(connection.caller),
+            destination: if sidecar.upstreams.is_routed(authority) {
+                Destination::Routed
+            } else {
+                Destination::Named
+            },
+        };
+        let exchange =
+            sidecar.tracer.begin(&head, &mut Headers(request.headers_mut()), now(), &mut RandomIds);
+        Self { exchange: Some(exchange), connection: Arc::clone(connection), request: logged, bytes_out: 0 }
+    }
+
+    fn response(&mut self, status: StatusCode, headers: &mut HeaderMap) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.response(&self.connection.sidecar.tracer, status.as_u16(), &mut Headers(headers));
+        }
+    }
+
+    fn trailers(&mut self, trailers: &mut HeaderMap) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.trailers(&Headers(trailers));
+        }
+    }
+
+    /// Ends the exchange, the first time it is called.
+    fn end(&mut self, outcome: Outcome) {
+        let Some(exchange) = self.exchange.take() else { return };
+        let sidecar = &self.connection.sidecar;
+        let summary = sidecar.tracer.end(exchange, outcome, now(), &mut &sidecar.spans);
+        if let Some(request) = &self.request {
+            sidecar.access_log.write(request, &summary, outcome, self.bytes_out, &sidecar.stats);
+        }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // Nobody else ended it: whoever asked went away.
+        self.end(Outcome::CallerGone);
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// Waits for the head of the answer.
+    #[derive(Debug)]
+    pub(crate) struct TraceFuture<F> {
+        #[pin]
+        inner: F,
+        live: Option<Live>,
+    }
+}
+
+impl<F, D> Future for TraceFuture<F>
+where
+    F: Future<Output = Result<Answer<D>, Gone>>,
+    D: Body<Data = Bytes, Error = Failure>,
+{
+    type Output = Result<Response<Traced<D>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = ready!(this.inner.poll(cx));
+        let Some(mut live) = this.live.take() else { return Poll::Pending };
+        Poll::Ready(Ok(match answer {
+            Ok(answer) => {
+                let (mut head, body) = answer.response.into_parts();
+                live.response(head.status, &mut head.headers);
+                match answer.tunnel {
+                    Some(tunnel) => {
+                        carry(tunnel, live);
+                        Response::from_parts(head, Traced::empty())
+                    }
+                    None => Response::from_parts(head, Traced::upstream(body, live)),
+                }
+            }
+            Err(Gone::Upstream(failure)) => {
+                let response = in_place_of_upstream(failure);
+                let answered = Some(response.status().as_u16());
+                live.end(Outcome::Failed { failure, answered });
+                response
+            }
+            Err(Gone::Caller) => {
+                live.end(Outcome::CallerGone);
+                // Nobody reads it, but hyper wants an answer to break off with.
+                in_place_of_upstream(Failure::ConnectionReset)
+            }
+        }))
+    }
+}
+
+/// An upgraded exchange lasts as long as its tunnel.
+fn carry(tunnel: Tunnel, mut live: Live) {
+    tokio::spawn(async move {
+        let sidecar = Arc::clone(&live.connection.sidecar);
+        let outcome = match tunnel.run(&sidecar).await {
+            Ok(()) => Outcome::Complete,
+            Err(failure) => Outcome::Failed { failure, answered: None },
+        };
+        live.end(outcome);
+    });
+}
+
+/// The answer that the sidecar gives itself: one line that says whose fault it is.
+pub(crate) fn in_place_of_upstream<D>(failure: Failure) -> Response<Traced<D>> {
+    let text = match failure {
+        Failure::ConnectionRefused => "throughline: the upstream refused the connection\n",
+        Failure::Timeout => "throughline: the upstream took too long\n",
+        Failure::Dns => "throughline: the upstream's name has no address\n",
+        Failure::Unreachable => "throughline: the upstream can't be reached\n",
+        Failure::ConnectionReset => "throughline: the upstream broke the connection off\n",
+        Failure::Protocol => "throughline: the upstream's answer is no valid HTTP\n",
+        Failure::Refused => "throughline: the sidecar forwards nothing there\n",
+        Failure::Overload => "throughline: the sidecar is full\n",
+    };
+    let mut response = Response::new(Traced::Own { text: Some(Bytes::from_static(text.as_bytes())) });
+    *response.status_mut() = StatusCode::from_u16(failure.answer()).unwrap_or(StatusCode::BAD_GATEWAY);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(ERROR_HEADER, HeaderValue::from_static(failure.as_str()));
+    response
+}
+
+pin_project_lite::pin_project! {
+    /// The body of an answer, which ends its exchange with itself.
+    #[project = Projected]
+    #[derive(Debug)]
+    pub(crate) enum Traced<D> {
+        /// What the upstream sends.
+        Upstream { #[pin] body: D, live: Live },
+        /// What the sidecar says itself.
+        Own { text: Option<Bytes> },
+    }
+}
+
+impl<D> Explain for Traced<D> {
+    fn explain(text: &'static str) -> Self {
+        Self::Own { text: Some(Bytes::from_static(text.as_bytes())) }
+    }
+}
+
+impl<D> Traced<D> {
+    /// A body without a byte.
+    pub(crate) fn empty() -> Self {
+        Self::Own { text: None }
+    }
+}
+
+impl<D: Body> Traced<D> {
+    fn upstream(body: D, mut live: Live) -> Self {
+        if body.is_end_stream() {
+            live.end(Outcome::Complete);
+        }
+        Self::Upstream { body, live }
+    }
+}
+
+impl<D: Body<Data = Bytes, Error = Failure>> Body for Traced<D> {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        match self.project() {
+            Projected::Own { text } => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Projected::Upstream { mut body, live } => {
+                let mut frame = ready!(body.as_mut().poll_frame(cx));
+                match &mut frame {
+                    None => live.end(Outcome::Complete),
+                    Some(Err(failure)) => live.end(Outcome::Failed { failure: *failure, answered: None }),
+                    Some(Ok(frame)) => {
+                        if let Some(data) = frame.data_ref() {
+                            live.bytes_out += data.remaining() as u64;
+                        }
+                        if let Some(trailers) = frame.trailers_mut() {
+                            live.trailers(trailers);
+                        }
+                        // A reader that knows the length does not ask for what comes after the last byte.
+                        if frame.is_trailers() || body.is_end_stream() {
+                            live.end(Outcome::Complete);
+                        }
+                    }
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Upstream { body, .. } => body.is_end_stream(),
+            Self::Own { text } => text.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Upstream { body, .. } => body.size_hint(),
+            Self::Own { text } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+        }
+    }
+}
