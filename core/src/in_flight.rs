@@ -28,8 +28,8 @@ pub(crate) struct Inbound {
 /// Lists in normal form, restored on an outbound call that lacks them.
 #[derive(Debug, Default)]
 pub(crate) struct Luggage {
-    pub(crate) baggage: Box<[u8]>,
-    pub(crate) tracestate: Box<[u8]>,
+    pub(crate) baggage: Vec<u8>,
+    pub(crate) tracestate: Vec<u8>,
 }
 
 const NOWHERE: u32 = u32::MAX;
@@ -39,8 +39,12 @@ struct Slot {
     inbound: Option<Inbound>,
     newer: u32,
     older: u32,
-    next_of_trace: u32,
+    newer_of_trace: u32,
+    older_of_trace: u32,
 }
+
+const EMPTY: Slot =
+    Slot { inbound: None, newer: NOWHERE, older: NOWHERE, newer_of_trace: NOWHERE, older_of_trace: NOWHERE };
 
 /// Where an exchange stands in the table; given back when it ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,18 +70,20 @@ impl InFlight {
         let at = match self.free.pop() {
             Some(at) => at,
             None if self.slots.len() < IN_FLIGHT_MAX => {
-                let slot = Slot { inbound: None, newer: NOWHERE, older: NOWHERE, next_of_trace: NOWHERE };
-                self.slots.push(slot);
+                self.slots.push(EMPTY);
                 u32::try_from(self.slots.len() - 1).ok()?
             }
             None => return None,
         };
-        let next_of_trace = self.newest_of_trace.insert(inbound.trace_id, at).unwrap_or(NOWHERE);
+        let older_of_trace = self.newest_of_trace.insert(inbound.trace_id, at).unwrap_or(NOWHERE);
+        if let Some(slot) = self.slot(older_of_trace) {
+            slot.newer_of_trace = at;
+        }
         let older = std::mem::replace(&mut self.newest, at);
         if let Some(slot) = self.slot(older) {
             slot.newer = at;
         }
-        *self.slot(at)? = Slot { inbound: Some(inbound), newer: NOWHERE, older, next_of_trace };
+        *self.slot(at)? = Slot { inbound: Some(inbound), older, older_of_trace, ..EMPTY };
         Some(Place(at))
     }
 
@@ -86,7 +92,7 @@ impl InFlight {
         let Place(at) = place;
         let slot = self.slot(at)?;
         let inbound = slot.inbound.take()?;
-        let (newer, older, next_of_trace) = (slot.newer, slot.older, slot.next_of_trace);
+        let Slot { newer, older, newer_of_trace, older_of_trace, .. } = *slot;
         match self.slot(newer) {
             Some(slot) => slot.older = older,
             None => self.newest = older,
@@ -94,7 +100,14 @@ impl InFlight {
         if let Some(slot) = self.slot(older) {
             slot.newer = newer;
         }
-        self.unchain(inbound.trace_id, at, next_of_trace);
+        match self.slot(newer_of_trace) {
+            Some(slot) => slot.older_of_trace = older_of_trace,
+            None if older_of_trace == NOWHERE => drop(self.newest_of_trace.remove(&inbound.trace_id)),
+            None => drop(self.newest_of_trace.insert(inbound.trace_id, older_of_trace)),
+        }
+        if let Some(slot) = self.slot(older_of_trace) {
+            slot.newer_of_trace = newer_of_trace;
+        }
         self.free.push(at);
         Some(inbound)
     }
@@ -109,7 +122,7 @@ impl InFlight {
             if span.is_some() && slot.inbound.as_ref().map(|inbound| inbound.span_id) == span {
                 return self.slot(at)?.inbound.as_mut();
             }
-            at = slot.next_of_trace;
+            at = slot.older_of_trace;
         }
         self.slot(newest)?.inbound.as_mut()
     }
@@ -134,25 +147,6 @@ impl InFlight {
 
     fn slot(&mut self, at: u32) -> Option<&mut Slot> {
         self.slots.get_mut(at as usize)
-    }
-
-    fn unchain(&mut self, trace_id: TraceId, at: u32, next: u32) {
-        if self.newest_of_trace.get(&trace_id) == Some(&at) {
-            if next == NOWHERE {
-                self.newest_of_trace.remove(&trace_id);
-            } else {
-                self.newest_of_trace.insert(trace_id, next);
-            }
-            return;
-        }
-        let mut walk = self.newest_of_trace.get(&trace_id).copied().unwrap_or(NOWHERE);
-        while let Some(slot) = self.slot(walk) {
-            if slot.next_of_trace == at {
-                slot.next_of_trace = next;
-                return;
-            }
-            walk = slot.next_of_trace;
-        }
     }
 }
 
@@ -201,6 +195,33 @@ mod tests {
         assert_eq!((found(&mut table, 1, None), table.len()), (None, 1));
         assert!(table.remove(places[0]).is_none(), "a place is given back once");
         assert_eq!(newest(&mut table, 9), [21]);
+    }
+
+    #[test]
+    fn whatever_the_order_of_endings_the_table_knows_what_a_plain_list_knows() {
+        let mut table = InFlight::new(7);
+        let mut list: Vec<(u8, u8, Place)> = Vec::new();
+        let mut draw = 1_u32;
+        for span in (1..=200).cycle().take(5000) {
+            draw = draw.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let drawn = (draw >> 16) as usize;
+            if list.len() > 30 || (drawn.is_multiple_of(2) && !list.is_empty()) {
+                let (_, span, place) = list.remove(drawn / 2 % list.len());
+                assert_eq!(table.remove(place).unwrap().span_id.bytes()[0], span);
+            } else {
+                let trace = (drawn / 2 % 3) as u8 + 1;
+                list.push((trace, span, table.insert(inbound(trace, span)).unwrap()));
+            }
+            let of = |trace| list.iter().rev().filter(move |(of, ..)| *of == trace).map(|(_, span, _)| *span);
+            for trace in 1..=3 {
+                assert_eq!(found(&mut table, trace, None), of(trace).next());
+                assert!(of(trace).all(|span| found(&mut table, trace, Some(span)) == Some(span)));
+            }
+            assert_eq!(
+                newest(&mut table, 99),
+                list.iter().rev().map(|(_, span, _)| *span).collect::<Vec<_>>()
+            );
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::hash::Seeded;
 use crate::names::OTHER;
 
 /// Up to `most` distinct names. Beyond that, every further name is [`Interner::OTHER`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Interner {
     numbers: HashMap<Box<str>, u16, Seeded>,
     names: Vec<Box<str>>,

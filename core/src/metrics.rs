@@ -117,7 +117,7 @@ impl Histogram {
 }
 
 /// The histograms of all exchanges.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Requests {
     series: HashMap<Key, Histogram, Seeded>,
     overflow: [Histogram; 2],
@@ -233,7 +233,7 @@ impl Requests {
 }
 
 /// A status code as text that lives as long as the program: `error.type` of an HTTP failure.
-fn code_text(code: u16) -> &'static str {
+pub(crate) fn code_text(code: u16) -> &'static str {
     const DIGITS: [[u8; 3]; 600] = {
         let mut table = [[b'0'; 3]; 600];
         let mut i = 0;

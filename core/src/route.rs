@@ -100,7 +100,7 @@ fn is_id(segment: &[u8]) -> bool {
 }
 
 /// The routes of a service: distinct templates up to a cap.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Routes {
     seen: Interner,
 }

@@ -7,6 +7,7 @@
 mod steady {
     use std::alloc::{GlobalAlloc, Layout, System};
     use std::cell::Cell;
+    use std::net::{IpAddr, Ipv4Addr};
 
     use throughline_core::batch::{Batch, Bounds, Dropped};
     use throughline_core::carrier::Carrier;
@@ -23,6 +24,7 @@ mod steady {
 
     thread_local! {
         static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+        static LIVE_BYTES: Cell<isize> = const { Cell::new(0) };
     }
 
     struct Counter;
@@ -30,26 +32,28 @@ mod steady {
     #[global_allocator]
     static COUNTER: Counter = Counter;
 
-    fn count() {
+    fn count(allocations: usize, bytes: isize) {
         // A thread that is ending has no counter any more, and nobody asks for it.
-        let _ = ALLOCATIONS.try_with(|counter| counter.set(counter.get() + 1));
+        let _ = ALLOCATIONS.try_with(|counter| counter.set(counter.get() + allocations));
+        let _ = LIVE_BYTES.try_with(|counter| counter.set(counter.get() + bytes));
     }
 
     // SAFETY: every call is handed on to the system's allocator as it came.
     unsafe impl GlobalAlloc for Counter {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-            count();
+            count(1, layout.size() as isize);
             // SAFETY: the caller's promise is the same.
             unsafe { System.alloc(layout) }
         }
 
         unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+            count(0, -(layout.size() as isize));
             // SAFETY: the caller's promise is the same.
             unsafe { System.dealloc(pointer, layout) }
         }
 
         unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-            count();
+            count(1, size as isize - layout.size() as isize);
             // SAFETY: the caller's promise is the same.
             unsafe { System.realloc(pointer, layout, size) }
         }
@@ -107,6 +111,18 @@ mod steady {
         }
     }
 
+    const HEAD: RequestHead<'_> = RequestHead {
+        direction: Direction::Inbound,
+        method: "GET",
+        scheme: Scheme::Http,
+        authority: b"stock:8080",
+        path: b"/items/42",
+        query: Some(b"a=1"),
+        version: Version::Http11,
+        caller: Some(IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3))),
+        destination: Destination::Named,
+    };
+
     struct Counting(u64);
 
     impl Ids for Counting {
@@ -148,17 +164,7 @@ mod steady {
         let mut batch =
             Batch::new(Bounds { queue_spans_max: 2048, chunk_spans_max: 512, flush_after_ms: 1000 });
         let (mut ids, mut carrier, mut now) = (Counting(0), Fixed::default(), Now::default());
-        let head = RequestHead {
-            direction,
-            method: "GET",
-            scheme: Scheme::Http,
-            authority: b"stock:8080",
-            path: b"/items/42",
-            query: Some(b"a=1"),
-            version: Version::Http11,
-            caller: Some([10, 1, 2, 3].into()),
-            destination: Destination::Named,
-        };
+        let head = RequestHead { direction, ..HEAD };
         let mut most = 0;
         for round in 0..5000 {
             carrier.fill(fields);
@@ -180,6 +186,24 @@ mod steady {
         most
     }
 
+    /// A user may ask for a queue that is shorter than a batch, and a collector may be away for hours.
+    #[test]
+    fn a_short_queue_that_nobody_empties_keeps_little_memory() {
+        let tracer = tracer();
+        let mut batch =
+            Batch::new(Bounds { queue_spans_max: 10, chunk_spans_max: 512, flush_after_ms: 1000 });
+        let (mut ids, mut carrier, now) = (Counting(0), Fixed::default(), Now::default());
+        let before = LIVE_BYTES.get();
+        for _ in 0..200_000 {
+            carrier.fill(&[("user-agent", "curl/8")]);
+            let exchange = tracer.begin(&HEAD, &mut carrier, now, &mut ids);
+            let _ = tracer.end(exchange, Outcome::Complete, now, &mut batch);
+        }
+        let kept = LIVE_BYTES.get() - before;
+        assert!(kept < 16 << 20, "{kept} bytes");
+        assert_eq!(batch.books().held, 10);
+    }
+
     #[test]
     fn an_exchange_of_the_usual_kind_allocates_nothing() {
         const PARENT: (&str, &str) =
@@ -192,7 +216,9 @@ mod steady {
             ("usual", Direction::Inbound, &usual, 200, 0),
             ("usual call", Direction::Outbound, &usual, 200, 0),
             ("lists", Direction::Inbound, &lists, 200, 0),
-            ("peer", Direction::Inbound, &peer, 200, 0),
+            // The names of a sidecar: service and namespace.
+            ("peer", Direction::Inbound, &peer, 200, 2),
+            ("peer call", Direction::Outbound, &lists, 200, 0),
             ("failing", Direction::Inbound, &usual, 500, 0),
         ] {
             assert_eq!(of_one(direction, fields, status), expected, "{name}");

@@ -17,7 +17,7 @@ use crate::carrier::Carrier;
 use crate::classify::{Direction, ErrorType, GrpcStatus, Outcome, Verdict, verdict};
 use crate::ids::{Flags, SpanId, TraceId};
 use crate::in_flight::Place;
-use crate::metrics::Method;
+use crate::metrics::{Method, code_text};
 use crate::names::{attribute, header};
 use crate::operation::Operation;
 use crate::otlp::{Attributes, Parent};
@@ -171,9 +171,7 @@ impl Exchange {
         }
         match verdict.error {
             Some(ErrorType::Name(name)) => attributes.text(attribute::ERROR_TYPE, name.as_bytes()),
-            Some(ErrorType::Code(code)) => {
-                attributes.text(attribute::ERROR_TYPE, code.to_string().as_bytes())
-            }
+            Some(ErrorType::Code(code)) => attributes.text(attribute::ERROR_TYPE, code_text(code).as_bytes()),
             None => {}
         }
         if outcome == Outcome::CallerGone {

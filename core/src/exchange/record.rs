@@ -33,13 +33,15 @@ pub(super) struct Buffers {
     pub(super) baggage: Vec<u8>,
     /// For whatever needs a moment's memory.
     pub(super) scratch: Vec<u8>,
+    /// What the exchange in flight leaves behind, shared with the calls that belong to it.
+    luggage: Arc<Luggage>,
 }
 
 impl Buffers {
     /// Empties them; false when they grew so large that they are better let go.
     pub(super) fn clear(&mut self) -> bool {
-        let Self { attributes, links, route, host, tracestate, baggage, scratch } = self;
-        let mut bytes = 0;
+        let Self { attributes, links, route, host, tracestate, baggage, scratch, luggage } = self;
+        let mut bytes = luggage.baggage.capacity() + luggage.tracestate.capacity();
         for buffer in [attributes, links, route, host, tracestate, baggage, scratch] {
             buffer.clear();
             bytes += buffer.capacity();
@@ -131,14 +133,22 @@ pub(super) fn peer(peer: Option<&Peer>, out: &mut Vec<u8>) {
 }
 
 /// The lists that an outbound call may need again; none where there are none.
-pub(super) fn luggage(buffers: &Buffers) -> Option<Arc<Luggage>> {
-    let kept = |list: &[u8]| -> Box<[u8]> {
-        if list.len() <= RESTORED_BYTES_MAX { list.into() } else { Box::default() }
-    };
-    if buffers.baggage.is_empty() && buffers.tracestate.is_empty() {
+pub(super) fn luggage(buffers: &mut Buffers) -> Option<Arc<Luggage>> {
+    let Buffers { baggage, tracestate, luggage, .. } = buffers;
+    if baggage.is_empty() && tracestate.is_empty() {
         return None;
     }
-    Some(Arc::new(Luggage { baggage: kept(&buffers.baggage), tracestate: kept(&buffers.tracestate) }))
+    if Arc::get_mut(luggage).is_none() {
+        *luggage = Arc::default(); // a call still reads the last exchange's
+    }
+    let Luggage { baggage: kept_baggage, tracestate: kept_tracestate } = Arc::get_mut(luggage)?;
+    for (kept, list) in [(kept_baggage, baggage), (kept_tracestate, tracestate)] {
+        kept.clear();
+        if list.len() <= RESTORED_BYTES_MAX {
+            kept.extend_from_slice(list);
+        }
+    }
+    Some(Arc::clone(luggage))
 }
 
 /// An IPv6 host without its brackets.

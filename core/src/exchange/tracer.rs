@@ -245,7 +245,7 @@ impl Tracer {
             span_id: trace.span_id,
             flags: trace.flags,
             operation: exchange.operation,
-            luggage: record::luggage(&exchange.buffers),
+            luggage: record::luggage(&mut exchange.buffers),
             calls_with_context: 0,
             calls_without_context: 0,
         });
@@ -277,7 +277,7 @@ impl Tracer {
         seen: &Seen<'_>,
         ids: &mut impl Ids,
     ) -> (Trace, Plan) {
-        let reading = seen.context(self.config.propagators);
+        let mut reading = seen.context(self.config.propagators);
         let said = self.operation(seen, &mut exchange.buffers.baggage);
         exchange.operation = said.operation;
         let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
@@ -285,6 +285,13 @@ impl Tracer {
         tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
         let had_own = self.config.propagators.tracecontext && may_hold_own(seen);
         let belonging = self.belonging(&reading, named, state_ok);
+        if let (Some(context), Some(inbound)) = (&mut reading.context, &belonging.inbound)
+            && context.span_id.is_none()
+        {
+            // A trace id by itself stands for the exchange in flight that it names.
+            let Inbound { span_id, flags, .. } = *inbound;
+            *context = Context { span_id: Some(span_id), flags, sampled: Some(flags.sampled()), ..*context };
+        }
         let inside = match head.destination {
             Destination::Routed => true,
             Destination::Named => self.config.mesh.inside(head.host_and_port().0),
@@ -497,28 +504,37 @@ impl Tracer {
 
     /// Visits routes with inbound exchanges whose outbound calls carried no context, and how many these were.
     pub fn context_dropped(&self, mut visit: impl FnMut(&str, u64)) {
-        let shared = self.lock();
-        for (number, count) in shared.context_dropped.iter().enumerate().filter(|(_, count)| **count > 0) {
-            visit(shared.routes.name(u16::try_from(number).unwrap_or(0)), *count);
+        let (counts, routes) = {
+            let shared = self.lock();
+            (shared.context_dropped.clone(), shared.routes.clone())
+        };
+        for (number, count) in counts.into_iter().enumerate().filter(|(_, count)| *count > 0) {
+            visit(routes.name(u16::try_from(number).unwrap_or(0)), count);
         }
     }
 
     /// Prometheus text of the request metrics.
     pub fn prometheus(&self, out: &mut String) {
-        let shared = self.lock();
-        crate::metrics::prometheus(&shared.requests, |number| shared.routes.name(number), out);
+        let (requests, routes) = self.numbers();
+        crate::metrics::prometheus(&requests, |number| routes.name(number), out);
     }
 
     /// The request metrics as encoded OTLP metrics, over the time from `start` to `now`.
     #[must_use]
     pub fn otlp_metrics(&self, start_unix_nanos: u64, now_unix_nanos: u64) -> Vec<u8> {
-        let shared = self.lock();
+        let (requests, routes) = self.numbers();
         let mut metrics = crate::otlp::metrics::Metrics::default();
-        shared.requests.each(
-            |number| shared.routes.name(number),
+        requests.each(
+            |number| routes.name(number),
             |series| metrics.add(&series, start_unix_nanos, now_unix_nanos),
         );
         metrics.encode()
+    }
+
+    /// The numbers of one moment: copied, because writing them out takes too long to make exchanges wait.
+    fn numbers(&self) -> (Requests, Routes) {
+        let shared = self.lock();
+        (shared.requests.clone(), shared.routes.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {

@@ -95,6 +95,24 @@ fn several_tracestate_lines_are_one_list_and_a_lists_limits_cut_whole_members() 
 }
 
 #[test]
+fn a_full_list_makes_room_for_our_member_from_the_right() {
+    let bytes: Vec<String> = (10..26).map(|n| format!("k{n}={}", "v".repeat(123))).collect();
+    let members: Vec<String> = (10..42).map(|n| format!("k{n}=v")).collect();
+    for list in [bytes, members] {
+        let mut world = World::new();
+        let (exchange, application) =
+            world.inbound(&[("traceparent", SAMPLED), ("tracestate", &list.join(","))]);
+        let kept = list[..list.len() - 1].join(",");
+        assert_eq!(value(&application, "tracestate"), format!("tl=0000000000000001,{kept}"));
+        assert_eq!(
+            world.finish(exchange).unwrap().trace_state,
+            list.join(","),
+            "the span has the whole list"
+        );
+    }
+}
+
+#[test]
 fn a_list_of_lines_beyond_the_limit_counts_as_broken() {
     let mut world = World::new();
     let mut fields = vec![("traceparent", SAMPLED)];
@@ -137,28 +155,32 @@ fn a_client_span_hangs_under_a_span_that_is_exported() {
     #[derive(Clone, Copy, PartialEq, Debug)]
     enum Sends {
         /// Copies our headers.
-        OurSpan,
+        Ours,
+        /// Copies them with the flag turned off.
+        OursOff,
         /// Its SDK's own sampled span.
-        SampledSpan,
+        SdkSampled,
         /// Its SDK's own unsampled span.
-        UnsampledSpan,
+        SdkUnsampled,
     }
-    use Sends::{OurSpan, SampledSpan, UnsampledSpan};
+    use Sends::{Ours, OursOff, SdkSampled, SdkUnsampled};
     for (caller, sends, expected) in [
-        (SAMPLED, OurSpan, Some("ours")),
-        (SAMPLED, SampledSpan, Some("sdk")),
-        (SAMPLED, UnsampledSpan, Some("ours")),
-        (UNSAMPLED, OurSpan, None),
-        (UNSAMPLED, SampledSpan, Some("sdk")),
-        (UNSAMPLED, UnsampledSpan, None),
+        (SAMPLED, Ours, Some("ours")),
+        (SAMPLED, OursOff, None),
+        (SAMPLED, SdkSampled, Some("sdk")),
+        (SAMPLED, SdkUnsampled, Some("ours")),
+        (UNSAMPLED, Ours, None),
+        (UNSAMPLED, SdkSampled, Some("sdk")),
+        (UNSAMPLED, SdkUnsampled, None),
     ] {
         let mut world = World::new();
         let (served, application) = world.inbound(&[("traceparent", caller)]);
         let ours = span_id(&served);
         let parent = match sends {
-            OurSpan => value(&application, "traceparent").to_owned(),
-            SampledSpan => format!("00-{TRACE}-{SDK}-01"),
-            UnsampledSpan => format!("00-{TRACE}-{SDK}-00"),
+            Ours => value(&application, "traceparent").to_owned(),
+            OursOff => format!("00-{TRACE}-{ours}-00"),
+            SdkSampled => format!("00-{TRACE}-{SDK}-01"),
+            SdkUnsampled => format!("00-{TRACE}-{SDK}-00"),
         };
         let state = value(&application, "tracestate");
         let (called, hop) = world.outbound(INSIDE, &[("traceparent", &parent), ("tracestate", state)]);

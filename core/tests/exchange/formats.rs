@@ -173,7 +173,7 @@ fn without_propagators_headers_pass_and_spans_are_made() {
     let mut world = World::with(|config| config.propagators = NONE);
     let fields = [
         ("traceparent", SAMPLED),
-        ("tracestate", "a=1"),
+        ("tracestate", "tl=0000000000000001, a=1"),
         ("baggage", " x = 1"),
         ("b3", "0"),
         ("uber-trace-id", "x"),

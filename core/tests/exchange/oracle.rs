@@ -91,7 +91,9 @@ fn a_request_with_every_field_decodes_to_what_was_meant() {
     let local =
         otlp::Span { parent: Some(Parent { span_id: id(9), remote: false }), kind: Kind::Consumer, ..bare };
     let mut spans = Vec::new();
-    [&whole, &bare, &local].map(|span| span.encode(&mut spans));
+    for span in [&whole, &bare, &local] {
+        span.encode(&mut spans);
+    }
     let resource = [("service.name", "orders"), ("service.namespace", ""), ("long", long.as_str())];
     let mut bytes = Envelope::new(resource).prefix(spans.len());
     bytes.extend_from_slice(&spans);

@@ -29,6 +29,7 @@ fn a_sidecar_that_names_itself_is_named_to_and_an_application_never_sees_it() {
         let span = world.spans().pop().unwrap();
         assert_eq!(text(&span, "throughline.peer.service"), service, "{peer:?}");
         assert_eq!(text(&span, "throughline.peer.namespace"), namespace, "{peer:?}");
+        assert!(!world.counts()[0].contains("liar"), "the peer of an inbound exchange is its caller");
     }
 }
 

@@ -3,6 +3,7 @@
 
 use throughline_core::classify::Outcome;
 use throughline_core::exchange::{Destination, RequestHead};
+use throughline_core::sampling::{Root, Sampler};
 
 use crate::harness::*;
 
@@ -91,6 +92,15 @@ fn what_an_application_does_not_forward_is_restored_inside_the_mesh_only() {
             tracestate: STATE,
             baggage: "user=7;p=1,plan=gold,app.operation.name=refund",
             operation: "refund",
+            restored: 1,
+        },
+        // An unusable one is its own too: nothing is put in its place.
+        Row {
+            forwards: &[("traceparent", copied), ("x-operation-name", "two words")],
+            host: INSIDE,
+            tracestate: STATE,
+            baggage: BAGGAGE,
+            operation: "two words",
             restored: 1,
         },
         // Another trace: nothing of ours belongs to it.
@@ -195,6 +205,21 @@ fn two_exchanges_of_one_trace_are_told_apart_by_our_member() {
     world.finish(called);
     world.finish(first);
     assert_eq!(world.tracer.in_flight(), 0);
+}
+
+/// An application that knows `X-Trace-Id` only: its call belongs to the exchange, whose decision is followed.
+#[test]
+fn a_trace_id_by_itself_names_the_exchange_that_a_call_belongs_to() {
+    for (context, root, sampled) in [(SAMPLED, Root::AlwaysOff, true), (UNSAMPLED, Root::AlwaysOn, false)] {
+        let mut world = World::with(|config| config.sampler = Sampler::ParentBased(root));
+        let (served, _) = world.inbound(&[("traceparent", context), ("x-operation-name", "checkout")]);
+        let (called, hop) = world.outbound(INSIDE, &[("x-trace-id", TRACE)]);
+        assert!(value(&hop, "traceparent").starts_with(&SAMPLED[..36]));
+        assert_eq!(value(&hop, "x-operation-name"), "checkout");
+        let parent = world.finish(called).as_ref().map(parent_of);
+        assert_eq!(parent, sampled.then(|| span_id(&served)), "{context}");
+        world.finish(served);
+    }
 }
 
 #[test]
@@ -323,6 +348,16 @@ fn the_operation_comes_by_header_else_by_baggage() {
 }
 
 #[test]
+fn of_several_operations_the_first_counts() {
+    let mut world = World::new();
+    let both = [("x-operation-name", "first"), ("x-operation-name", "second")];
+    let (served, application) = world.inbound(&both);
+    assert_eq!(written(&application)[..2], both);
+    assert_eq!(value(&application, "baggage"), "app.operation.name=first");
+    world.finish(served);
+}
+
+#[test]
 fn no_member_of_a_users_baggage_is_lost_to_make_room_for_ours() {
     let many_lines: Vec<String> = (0..20).map(|n| format!("k{n}=v")).collect();
     let large = [format!("a={}", "x".repeat(8000)), format!("b={}", "y".repeat(300))];
@@ -362,6 +397,7 @@ fn calls_without_context_link_to_the_newest_candidates_and_are_counted_by_route(
         world.finish(exchange);
     }
     assert_eq!(world.context_dropped(), [("/items/{id}".to_owned(), 3)]);
+    world.tracer.context_dropped(|_, _| assert_eq!(world.tracer.in_flight(), 0, "no lock is held meanwhile"));
     let (called, _) = world.outbound(INSIDE, &[]);
     assert_eq!(world.finish(called).unwrap().links, [], "nobody is in flight");
     assert_eq!(world.tracer.counters().calls_without_context, 1);
@@ -371,7 +407,7 @@ fn calls_without_context_link_to_the_newest_candidates_and_are_counted_by_route(
 fn an_exchange_beyond_the_table_is_served_and_counted() {
     let mut world = World::with(|config| config.recording = false);
     let most = throughline_core::limits::IN_FLIGHT_MAX;
-    let mut served: Vec<_> = (0..most + 2).map(|_| world.inbound(&[]).0).collect();
+    let mut served: Vec<_> = (0..most + 2).map(|_| world.inbound(&[("traceparent", SAMPLED)]).0).collect();
     assert_eq!((world.tracer.in_flight(), world.tracer.counters().in_flight_full), (most, 2));
     for exchange in served.drain(..) {
         let _ = world.end(exchange, Outcome::Complete);
