@@ -1,0 +1,31 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Both install what they lack.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+.PHONY: help demo test quick fmt reference clean
+
+help: ## this text
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+demo: ## a small shop, one real sidecar before each service, its traces in this terminal
+	@scripts/setup demo
+	@cargo build --profile quick -p throughline-proxy -p throughline-demo
+	@target/quick/throughline-demo $(ARGS)
+
+test: ## everything that CI checks: lints, licences, unit tests, fuzz smoke, scenarios, the demo
+	@scripts/setup test
+	@scripts/test
+
+quick: ## lints and unit tests only, for the minutes between two edits
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets -- -D warnings
+	@cargo test --workspace --lib --bins
+
+fmt: ## format the code
+	@cargo fmt --all
+
+reference: ## write docs/settings.md from the table of settings
+	@cargo run -q -p throughline-proxy -- --print-reference > docs/settings.md
+
+clean: ## remove what was built
+	@cargo clean
