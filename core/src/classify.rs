@@ -27,6 +27,8 @@ pub enum Failure {
     Unreachable,
     /// The connection broke, or closed before the answer was whole.
     ConnectionReset,
+    /// The upstream and the sidecar did not agree on TLS.
+    Tls,
     /// What came was no HTTP, or not the HTTP that was spoken.
     Protocol,
     /// The request asked for the sidecar itself, or for what it may not reach.
@@ -45,6 +47,7 @@ impl Failure {
             Self::Dns => "dns_failure",
             Self::Unreachable => "unreachable",
             Self::ConnectionReset => "connection_reset",
+            Self::Tls => "tls_error",
             Self::Protocol => "protocol_error",
             Self::Refused => "destination_refused",
             Self::Overload => "overload",
@@ -62,6 +65,7 @@ impl Failure {
             | Self::Dns
             | Self::Unreachable
             | Self::ConnectionReset
+            | Self::Tls
             | Self::Protocol => 502,
         }
     }

@@ -5,6 +5,7 @@
 pub mod batch;
 pub mod carrier;
 pub mod classify;
+pub mod events;
 pub mod exchange;
 mod hash;
 pub mod hex;

@@ -61,3 +61,10 @@ pub const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const SPAN_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of one batch: below the 4 MiB that gRPC servers accept by default.
 pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Attributes of one Pub/Sub message: the service refuses a publish with more, so ours are the first to go.
+pub const PUBSUB_ATTRIBUTES_MAX: usize = 100;
+/// Links of a pull's span to its messages; OpenTelemetry's default limit of links.
+pub const MESSAGE_LINKS_MAX: usize = 128;
+/// Reasons for leaving a body as it is that are counted apart.
+pub const UNTOUCHED_REASONS_MAX: usize = 32;

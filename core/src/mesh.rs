@@ -1,5 +1,5 @@
 //! Which destinations are inside the mesh: only they are told what the application did not itself send
-//! (DESIGN.md, rule 6). Decides by the name that the request carries; never resolves anything.
+//! (ARCHITECTURE.md, rule 6). Decides by the name that the request carries; never resolves anything.
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -77,6 +77,36 @@ pub mod attribute {
         END = "throughline.end";
         /// Set to `operation` where the sidecar restored what the application did not forward.
         RESTORED = "throughline.restored";
+        /// `gcp_pubsub`.
+        MESSAGING_SYSTEM = "messaging.system";
+        /// What was done: `publish`, `receive`, `process`, `pull`, `acknowledge`.
+        MESSAGING_OPERATION_NAME = "messaging.operation.name";
+        /// The kind of it: `publish` (or `send`), `receive`, `process`, `settle`.
+        MESSAGING_OPERATION_TYPE = "messaging.operation.type";
+        /// Topic.
+        MESSAGING_DESTINATION = "messaging.destination.name";
+        /// Subscription.
+        MESSAGING_SUBSCRIPTION = "messaging.destination.subscription.name";
+        /// The id that the service gave the message.
+        MESSAGING_MESSAGE_ID = "messaging.message.id";
+        /// Messages of the exchange, when its span is not the message's own.
+        MESSAGING_BATCH_COUNT = "messaging.batch.message_count";
+        /// The ordering key.
+        MESSAGING_ORDERING_KEY = "messaging.gcp_pubsub.message.ordering_key";
+        /// The delivery attempt, from 1.
+        MESSAGING_DELIVERY_ATTEMPT = "messaging.gcp_pubsub.message.delivery_attempt";
+        /// Milliseconds from the publish, by the service's clock, to the delivery, by ours.
+        MESSAGE_AGE_MS = "throughline.message.age_ms";
+        /// `id` of the event.
+        CLOUDEVENTS_ID = "cloudevents.event_id";
+        /// `source` of the event.
+        CLOUDEVENTS_SOURCE = "cloudevents.event_source";
+        /// `type` of the event.
+        CLOUDEVENTS_TYPE = "cloudevents.event_type";
+        /// `specversion` of the event.
+        CLOUDEVENTS_SPEC_VERSION = "cloudevents.event_spec_version";
+        /// `subject` of the event.
+        CLOUDEVENTS_SUBJECT = "cloudevents.event_subject";
         /// Name of the service.
         SERVICE_NAME = "service.name";
         /// Namespace of the service.

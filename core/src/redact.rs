@@ -1,4 +1,4 @@
-//! What of a URL may leave the process (DESIGN.md, invariant 7). Appends to a buffer; never lengthens what it
+//! What of a URL may leave the process (ARCHITECTURE.md, invariant 7). Appends to a buffer; never lengthens what it
 //! did not redact.
 
 /// Query keys whose value is a credential by OpenTelemetry's conventions for `url.query` and `url.full`.

@@ -154,6 +154,8 @@ mod steady {
             capture_request_headers: Vec::new(),
             capture_response_headers: Vec::new(),
             attribute_bytes_max: None,
+            event_context: throughline_core::exchange::EventContext::Rewrite,
+            message_names: throughline_core::exchange::MessageNames::DestinationFirst,
         };
         Tracer::new(config, 7)
     }

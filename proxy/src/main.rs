@@ -9,10 +9,12 @@ mod forward;
 mod host;
 mod listener;
 mod log;
+mod messages;
 mod sidecar;
 mod stack;
 mod stall;
 mod stats;
+mod tls;
 mod trace;
 
 use std::io::Write as _;
@@ -53,10 +55,19 @@ fn main() -> ExitCode {
         }
         Ok(args::Command::Run(found)) => match run(*found) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(message) => fail(&[message], FAILED),
+            Err(Stop::Settings(message)) => fail(&[message], WRONG_SETTINGS),
+            Err(Stop::Failed(message)) => fail(&[message], FAILED),
         },
         Err(mistakes) => fail(&mistakes, WRONG_SETTINGS),
     }
+}
+
+/// Why the sidecar does not serve.
+enum Stop {
+    /// A setting that only showed itself to be wrong when it was used.
+    Settings(String),
+    /// The machine is in the way.
+    Failed(String),
 }
 
 fn fail(messages: &[String], code: u8) -> ExitCode {
@@ -66,7 +77,7 @@ fn fail(messages: &[String], code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(found: Found<Settings>) -> Result<(), String> {
+fn run(found: Found<Settings>) -> Result<(), Stop> {
     let Found { value: settings, warnings } = found;
     log::set_level(settings.log_level);
     for warning in &warnings {
@@ -80,7 +91,7 @@ fn run(found: Found<Settings>) -> Result<(), String> {
         .worker_threads(threads)
         .enable_all()
         .build()
-        .map_err(|error| format!("failed to start: {error}"))?
+        .map_err(|error| Stop::Failed(format!("failed to start: {error}")))?
         .block_on(serve(settings))
 }
 
@@ -92,10 +103,11 @@ struct Bound {
 }
 
 impl Bound {
-    fn new(settings: &Settings) -> Result<Self, String> {
+    fn new(settings: &Settings) -> Result<Self, Stop> {
         let bind = |name: &str, address: SocketAddr| {
-            listener::bind(address)
-                .map_err(|error| format!("{name}=\"{address}\": want an address that is free: {error}"))
+            listener::bind(address).map_err(|error| {
+                Stop::Failed(format!("{name}=\"{address}\": want an address that is free: {error}"))
+            })
         };
         let optional =
             |name, address: Option<SocketAddr>| address.map(|address| bind(name, address)).transpose();
@@ -112,12 +124,11 @@ impl Bound {
     }
 }
 
-async fn serve(settings: Settings) -> Result<(), String> {
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(|error| format!("failed to hear signals: {error}"))?;
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(|error| format!("failed to hear signals: {error}"))?;
-    let exporters = Exporters::new(&settings)?;
+async fn serve(settings: Settings) -> Result<(), Stop> {
+    let deaf = |error| Stop::Failed(format!("failed to hear signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
+    let exporters = Exporters::new(&settings).map_err(Stop::Settings)?;
     let bound = Bound::new(&settings)?;
     let patience = Duration::from_millis(settings.drain_timeout_ms);
     let sidecar = Arc::new(Sidecar {
@@ -125,7 +136,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
         spans: export::SpanQueue::new(&settings),
         stats: stats::Stats::default(),
         access_log: access_log::AccessLog::new(settings.access_log),
-        upstreams: forward::Upstreams::new(&settings),
+        upstreams: forward::Upstreams::new(&settings).map_err(Stop::Settings)?,
         own_ports: OwnPorts(bound.addresses()),
         readiness: Readiness::default(),
         settings,

@@ -8,11 +8,12 @@ use tower::{Service, ServiceBuilder};
 
 use crate::conform::ConformLayer;
 use crate::forward::{Forward, FromUpstream};
+use crate::messages::Resumed;
 use crate::sidecar::Connection;
 use crate::trace::{TraceLayer, Traced};
 
 /// The body that a caller gets.
-pub(crate) type Body = Traced<FromUpstream>;
+pub(crate) type Body = Traced<Resumed<FromUpstream>>;
 
 /// What serves the requests of one connection.
 pub(crate) fn stack(

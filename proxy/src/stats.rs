@@ -260,6 +260,14 @@ fn exchanges(text: &mut Text, tracer: &Tracer) {
     ] {
         text.single(name, "counter", help, count);
     }
+    text.head(
+        "throughline_events_untouched_total",
+        "counter",
+        "Bodies and messages that went on as they were although they may hold events, by reason.",
+    );
+    for (reason, count) in tracer.untouched() {
+        text.value("throughline_events_untouched_total", &[("reason", reason)], count);
+    }
     text.single("throughline_in_flight", "gauge", "Inbound exchanges in flight.", tracer.in_flight() as u64);
     text.head(
         "throughline_context_dropped_total",

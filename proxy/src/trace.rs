@@ -11,13 +11,15 @@ use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use throughline_core::classify::{Direction, Failure, Outcome};
-use throughline_core::exchange::{self, Destination, Exchange, RequestHead, Scheme};
+use throughline_core::events::grpc_frame::Reassembler;
+use throughline_core::exchange::{self, Destination, Exchange, RequestHead, Scheme, Wanted, looks_like_push};
 use tower::{Layer, Service};
 
 use crate::access_log;
 use crate::conform::Explain;
 use crate::forward::{Answer, ERROR_HEADER, Gone, Tunnel};
 use crate::host::{Headers, RandomIds, now};
+use crate::messages::{self, Held, Resumed, reframe};
 use crate::sidecar::Connection;
 use crate::stats::Side;
 
@@ -41,12 +43,16 @@ pub(crate) struct Trace<S> {
 
 impl<S, B, D> Service<Request<B>> for Trace<S>
 where
-    S: Service<Request<B>, Response = Answer<D>, Error = Gone>,
-    D: Body<Data = Bytes, Error = Failure>,
+    S: Service<Request<Resumed<B>>, Response = Answer<D>, Error = Gone, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+    B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
+    D: Body<Data = Bytes, Error = Failure> + Send + Unpin + 'static,
 {
-    type Response = Response<Traced<D>>;
+    type Response = Response<Traced<Resumed<D>>>;
     type Error = Infallible;
-    type Future = TraceFuture<S::Future>;
+    type Future = TraceFuture<S::Future, Resumed<D>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(())) // a pool is always ready to be asked
@@ -54,8 +60,133 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let live = Live::begin(&self.connection, &mut request);
-        TraceFuture { inner: self.inner.call(request), live: Some(live) }
+        match live.wanted() {
+            Wanted::Nothing => TraceFuture::Plain {
+                inner: self.inner.call(request.map(Resumed::untouched)),
+                live: Some(live),
+            },
+            wanted => TraceFuture::Held { inner: Box::pin(held(self.inner.clone(), live, request, wanted)) },
+        }
     }
+}
+
+/// An exchange with messages in its bodies: what `core` wants to see is held and edited on its way.
+async fn held<S, B, D>(
+    mut inner: S,
+    mut live: Live,
+    request: Request<B>,
+    wanted: Wanted,
+) -> Response<Traced<Resumed<D>>>
+where
+    S: Service<Request<Resumed<B>>, Response = Answer<D>, Error = Gone>,
+    B: Body<Data = Bytes> + Unpin,
+    D: Body<Data = Bytes, Error = Failure> + Unpin,
+{
+    let Ok(request) = edit_request(&mut live, request, wanted).await else {
+        return conclude(Err::<Answer<D>, _>(Gone::Caller), live, None);
+    };
+    let answer = inner.call(request).await;
+    match wanted {
+        Wanted::Response | Wanted::RequestAndResponse => match answer {
+            Ok(answer) if answer.tunnel.is_none() => edit_answer(live, answer).await,
+            answer => conclude(answer, live, None),
+        },
+        Wanted::Stream => {
+            let limit = usize::try_from(live.body_bytes_max()).unwrap_or(usize::MAX);
+            conclude(answer, live, Some(Box::new(Reassembler::new(limit))))
+        }
+        Wanted::Nothing | Wanted::MaybePush | Wanted::Request => conclude(answer, live, None),
+    }
+}
+
+/// `Err` when the caller hung up while its body was read.
+async fn edit_request<B>(
+    live: &mut Live,
+    request: Request<B>,
+    wanted: Wanted,
+) -> Result<Request<Resumed<B>>, ()>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let limit = live.body_bytes_max();
+    let (mut head, body) = request.into_parts();
+    let unfit = messages::unfit(&head.headers, limit);
+    if wanted == Wanted::Response {
+        return Ok(Request::from_parts(head, Resumed::untouched(body)));
+    }
+    if wanted == Wanted::Stream {
+        let (first, body) = messages::beginning(body).await.map_err(|_| ())?;
+        if let Some(message) = messages::first_message(&first) {
+            live.subscribed(&message);
+        }
+        return Ok(Request::from_parts(head, body));
+    }
+    let body = if wanted == Wanted::MaybePush {
+        if unfit.is_some() {
+            return Ok(Request::from_parts(head, Resumed::untouched(body))); // most JSON requests are no push
+        }
+        let (first, body) = messages::beginning(body).await.map_err(|_| ())?;
+        if !looks_like_push(&first) {
+            return Ok(Request::from_parts(head, body));
+        }
+        body
+    } else {
+        Resumed::untouched(body)
+    };
+    if let Some(reason) = unfit {
+        live.untouched(reason);
+        return Ok(Request::from_parts(head, body));
+    }
+    let body = match messages::hold(body, limit).await.map_err(|_| ())? {
+        Held::Whole(body, trailers) => match live.request_body(&body, &mut head.headers) {
+            Some(edited) => {
+                messages::set_length(&mut head.headers, edited.len());
+                messages::whole(Bytes::from(edited), trailers)
+            }
+            None => messages::whole(body, trailers),
+        },
+        Held::Streaming(body, reason) => {
+            reason.into_iter().for_each(|reason| live.untouched(reason));
+            body
+        }
+    };
+    Ok(Request::from_parts(head, body))
+}
+
+async fn edit_answer<D>(mut live: Live, answer: Answer<D>) -> Response<Traced<Resumed<D>>>
+where
+    D: Body<Data = Bytes, Error = Failure> + Unpin,
+{
+    let (mut head, body) = answer.response.into_parts();
+    live.response(head.status, &mut head.headers);
+    let limit = live.body_bytes_max();
+    let unfit = messages::unfit(&head.headers, limit);
+    if let Some(reason) = unfit.filter(|_| head.status.is_success()) {
+        live.untouched(reason);
+    }
+    if unfit.is_some() || !head.status.is_success() {
+        return Response::from_parts(head, Traced::upstream(Resumed::untouched(body), live, None));
+    }
+    let body = match messages::hold(Resumed::untouched(body), limit).await {
+        Ok(Held::Whole(body, trailers)) => match live.response_body(&body) {
+            Some(edited) => {
+                messages::set_length(&mut head.headers, edited.len());
+                messages::whole(Bytes::from(edited), trailers)
+            }
+            None => messages::whole(body, trailers),
+        },
+        Ok(Held::Streaming(body, reason)) => {
+            reason.into_iter().for_each(|reason| live.untouched(reason));
+            body
+        }
+        Err(failure) => {
+            // Nothing was sent yet, so the caller can be told.
+            let response = in_place_of_upstream(failure);
+            live.end(Outcome::Failed { failure, answered: Some(response.status().as_u16()) });
+            return response;
+        }
+    };
+    Response::from_parts(head, Traced::upstream(body, live, None))
 }
 
 /// An exchange under way: whatever happens to its owner, it is ended once.
@@ -85,6 +216,15 @@ impl Live {
             (None, Some(host)) => host.as_bytes(),
             (None, None) => b"",
         };
+        let pubsub = match connection.side {
+            Side::Outbound => sidecar.upstreams.pubsub_of(&sidecar.own_ports, authority),
+            Side::Inbound => None,
+        };
+        let (authority, scheme) = match &pubsub {
+            Some(name) if sidecar.upstreams.pubsub_by_tls() => (name.as_bytes(), Scheme::Https),
+            Some(name) => (name.as_bytes(), Scheme::Http),
+            None => (authority, Scheme::Http),
+        };
         let direction = match connection.side {
             Side::Inbound => Direction::Inbound,
             Side::Outbound => Direction::Outbound,
@@ -92,7 +232,7 @@ impl Live {
         let head = RequestHead {
             direction,
             method: method.as_str(),
-            scheme: Scheme::Http,
+            scheme,
             authority,
             path: uri.path().as_bytes(),
             query: uri.query().map(str::as_bytes),
@@ -111,6 +251,45 @@ impl Live {
         let exchange =
             sidecar.tracer.begin(&head, &mut Headers(request.headers_mut()), now(), &mut RandomIds);
         Self { exchange: Some(exchange), connection: Arc::clone(connection), request: logged, bytes_out: 0 }
+    }
+
+    fn wanted(&self) -> Wanted {
+        self.exchange.as_ref().map_or(Wanted::Nothing, Exchange::wanted)
+    }
+
+    fn body_bytes_max(&self) -> u64 {
+        self.connection.sidecar.settings.event_body_bytes_max
+    }
+
+    fn untouched(&self, reason: &'static str) {
+        self.connection.sidecar.tracer.count_untouched(reason);
+    }
+
+    fn request_body(&mut self, body: &[u8], headers: &mut HeaderMap) -> Option<Vec<u8>> {
+        let tracer = &self.connection.sidecar.tracer;
+        tracer.request_body(self.exchange.as_mut()?, body, &mut Headers(headers), now(), &mut RandomIds)
+    }
+
+    fn response_body(&mut self, body: &[u8]) -> Option<Vec<u8>> {
+        let tracer = &self.connection.sidecar.tracer;
+        tracer.response_body(self.exchange.as_mut()?, body, now(), &mut RandomIds)
+    }
+
+    fn subscribed(&mut self, message: &[u8]) {
+        if let Some(exchange) = &mut self.exchange {
+            self.connection.sidecar.tracer.subscribed(exchange, message, now(), &mut RandomIds);
+        }
+    }
+
+    /// One gRPC message of a stream; compressed ones are left as they are.
+    fn streamed(&mut self, flag: u8, message: &[u8]) -> Option<Vec<u8>> {
+        let sidecar = &self.connection.sidecar;
+        if flag != 0 {
+            sidecar.tracer.count_untouched("compressed");
+            return None;
+        }
+        let exchange = self.exchange.as_mut()?;
+        sidecar.tracer.streamed(exchange, message, now(), &mut RandomIds, &mut &sidecar.spans)
     }
 
     fn response(&mut self, status: StatusCode, headers: &mut HeaderMap) {
@@ -145,49 +324,66 @@ impl Drop for Live {
 
 pin_project_lite::pin_project! {
     /// Waits for the head of the answer.
-    #[derive(Debug)]
-    pub(crate) struct TraceFuture<F> {
-        #[pin]
-        inner: F,
-        live: Option<Live>,
+    #[project = Waiting]
+    pub(crate) enum TraceFuture<F, D> {
+        /// Nothing is held: the way of most requests.
+        Plain { #[pin] inner: F, live: Option<Live> },
+        /// Bodies are held.
+        Held { inner: crate::Boxed<Response<Traced<D>>> },
     }
 }
 
-impl<F, D> Future for TraceFuture<F>
+impl<F, D> Future for TraceFuture<F, Resumed<D>>
 where
     F: Future<Output = Result<Answer<D>, Gone>>,
-    D: Body<Data = Bytes, Error = Failure>,
+    D: Body<Data = Bytes, Error = Failure> + Unpin,
 {
-    type Output = Result<Response<Traced<D>>, Infallible>;
+    type Output = Result<Response<Traced<Resumed<D>>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let answer = ready!(this.inner.poll(cx));
-        let Some(mut live) = this.live.take() else { return Poll::Pending };
-        Poll::Ready(Ok(match answer {
-            Ok(answer) => {
-                let (mut head, body) = answer.response.into_parts();
-                live.response(head.status, &mut head.headers);
-                match answer.tunnel {
-                    Some(tunnel) => {
-                        carry(tunnel, live);
-                        Response::from_parts(head, Traced::empty())
-                    }
-                    None => Response::from_parts(head, Traced::upstream(body, live)),
+        match self.project() {
+            Waiting::Held { inner } => inner.as_mut().poll(cx).map(Ok),
+            Waiting::Plain { inner, live } => {
+                let answer = ready!(inner.poll(cx));
+                let Some(live) = live.take() else { return Poll::Pending };
+                Poll::Ready(Ok(conclude(answer, live, None)))
+            }
+        }
+    }
+}
+
+/// The response of an answer, or in the place of one.
+fn conclude<D>(
+    answer: Result<Answer<D>, Gone>,
+    mut live: Live,
+    frames: Option<Box<Reassembler>>,
+) -> Response<Traced<Resumed<D>>>
+where
+    D: Body<Data = Bytes, Error = Failure> + Unpin,
+{
+    match answer {
+        Ok(answer) => {
+            let (mut head, body) = answer.response.into_parts();
+            live.response(head.status, &mut head.headers);
+            match answer.tunnel {
+                Some(tunnel) => {
+                    carry(tunnel, live);
+                    Response::from_parts(head, Traced::empty())
                 }
+                None => Response::from_parts(head, Traced::upstream(Resumed::untouched(body), live, frames)),
             }
-            Err(Gone::Upstream(failure)) => {
-                let response = in_place_of_upstream(failure);
-                let answered = Some(response.status().as_u16());
-                live.end(Outcome::Failed { failure, answered });
-                response
-            }
-            Err(Gone::Caller) => {
-                live.end(Outcome::CallerGone);
-                // Nobody reads it, but hyper wants an answer to break off with.
-                in_place_of_upstream(Failure::ConnectionReset)
-            }
-        }))
+        }
+        Err(Gone::Upstream(failure)) => {
+            let response = in_place_of_upstream(failure);
+            let answered = Some(response.status().as_u16());
+            live.end(Outcome::Failed { failure, answered });
+            response
+        }
+        Err(Gone::Caller) => {
+            live.end(Outcome::CallerGone);
+            // Nobody reads it, but hyper wants an answer to break off with.
+            in_place_of_upstream(Failure::ConnectionReset)
+        }
     }
 }
 
@@ -211,6 +407,7 @@ pub(crate) fn in_place_of_upstream<D>(failure: Failure) -> Response<Traced<D>> {
         Failure::Dns => "throughline: the upstream's name has no address\n",
         Failure::Unreachable => "throughline: the upstream can't be reached\n",
         Failure::ConnectionReset => "throughline: the upstream broke the connection off\n",
+        Failure::Tls => "throughline: the upstream and the sidecar did not agree on TLS\n",
         Failure::Protocol => "throughline: the upstream's answer is no valid HTTP\n",
         Failure::Refused => "throughline: the sidecar forwards nothing there\n",
         Failure::Overload => "throughline: the sidecar is full\n",
@@ -229,7 +426,13 @@ pin_project_lite::pin_project! {
     #[derive(Debug)]
     pub(crate) enum Traced<D> {
         /// What the upstream sends.
-        Upstream { #[pin] body: D, live: Live },
+        Upstream {
+            #[pin]
+            body: D,
+            live: Live,
+            // gRPC messages are put together, edited and framed anew.
+            frames: Option<Box<Reassembler>>,
+        },
         /// What the sidecar says itself.
         Own { text: Option<Bytes> },
     }
@@ -249,11 +452,11 @@ impl<D> Traced<D> {
 }
 
 impl<D: Body> Traced<D> {
-    fn upstream(body: D, mut live: Live) -> Self {
+    fn upstream(body: D, mut live: Live, frames: Option<Box<Reassembler>>) -> Self {
         if body.is_end_stream() {
             live.end(Outcome::Complete);
         }
-        Self::Upstream { body, live }
+        Self::Upstream { body, live, frames }
     }
 }
 
@@ -264,12 +467,19 @@ impl<D: Body<Data = Bytes, Error = Failure>> Body for Traced<D> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         match self.project() {
             Projected::Own { text } => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Projected::Upstream { mut body, live } => {
+            Projected::Upstream { mut body, live, frames } => loop {
                 let mut frame = ready!(body.as_mut().poll_frame(cx));
                 match &mut frame {
                     None => live.end(Outcome::Complete),
                     Some(Err(failure)) => live.end(Outcome::Failed { failure: *failure, answered: None }),
                     Some(Ok(frame)) => {
+                        if let (Some(frames), Some(data)) = (frames.as_mut(), frame.data_ref()) {
+                            let edited = reframe(frames, data, |flag, message| live.streamed(flag, message));
+                            if edited.is_empty() && !body.is_end_stream() {
+                                continue; // the rest of the message is still to come
+                            }
+                            *frame = Frame::data(edited);
+                        }
                         if let Some(data) = frame.data_ref() {
                             live.bytes_out += data.remaining() as u64;
                         }
@@ -282,8 +492,8 @@ impl<D: Body<Data = Bytes, Error = Failure>> Body for Traced<D> {
                         }
                     }
                 }
-                Poll::Ready(frame)
-            }
+                return Poll::Ready(frame);
+            },
         }
     }
 
@@ -296,6 +506,8 @@ impl<D: Body<Data = Bytes, Error = Failure>> Body for Traced<D> {
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            // Edited messages are longer than what came.
+            Self::Upstream { frames: Some(_), .. } => SizeHint::default(),
             Self::Upstream { body, .. } => body.size_hint(),
             Self::Own { text } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
         }

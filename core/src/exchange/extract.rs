@@ -124,6 +124,10 @@ impl<'a> Seen<'a> {
         seen
     }
 
+    pub(super) fn has_traceparent(&self) -> bool {
+        self.traceparent.is_some()
+    }
+
     fn field(&mut self, name: &str, value: &'a [u8]) {
         match name {
             traceparent::HEADER => {

@@ -79,6 +79,8 @@ pub(super) enum PeerHeader {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     pub(super) formats: Formats,
+    /// The request itself carried a context.
+    pub(super) had_context: bool,
     /// B3's and Jaeger's debug flag goes on.
     pub(super) debug: bool,
     pub(super) state: State,

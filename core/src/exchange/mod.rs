@@ -5,12 +5,14 @@
 mod extract;
 mod head;
 mod inject;
+mod messages;
 mod record;
 mod tracer;
 
 pub use extract::Propagators;
 pub use head::{Destination, Now, RequestHead, Scheme, Version};
 pub use inject::ResponseHeaders;
+pub use messages::{EventContext, MessageNames, Wanted, looks_like_push};
 pub use tracer::{Config, Counters, RootUnsampled, Tracer};
 
 use crate::carrier::Carrier;
@@ -23,6 +25,7 @@ use crate::operation::Operation;
 use crate::otlp::{Attributes, Parent};
 use crate::peer::Peer;
 use crate::sampling::Reason;
+use messages::Messaging;
 use record::Buffers;
 
 /// One request and its answer, from the first byte of the head to the last of the body. A host must `end` it,
@@ -41,6 +44,7 @@ pub struct Exchange {
     grpc: bool,
     grpc_status: Option<GrpcStatus>,
     http_status: Option<u16>,
+    messaging: Option<Box<Messaging>>,
     buffers: Box<Buffers>,
 }
 

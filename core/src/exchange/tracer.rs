@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::extract::{Context, Invalids, Propagators, Reading, Seen};
 use super::inject::{Formats, PeerHeader, Plan, State};
+use super::messages::{EventContext, MessageNames, Messaging};
 use super::record::{self, Buffers};
 use super::{Destination, Exchange, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing};
 use crate::batch::SpanSink;
@@ -65,6 +66,10 @@ pub struct Config {
     pub capture_request_headers: Vec<Box<str>>,
     /// Response headers recorded on spans.
     pub capture_response_headers: Vec<Box<str>>,
+    /// How the context that an event carries is treated.
+    pub event_context: EventContext,
+    /// How spans of messages are named.
+    pub message_names: MessageNames,
     /// Bytes of an attribute's text, when fewer than the limit of [`crate::limits`].
     pub attribute_bytes_max: Option<usize>,
 }
@@ -108,6 +113,7 @@ struct Shared {
     requests: Requests,
     context_dropped: Vec<u64>,
     counters: Counters,
+    untouched: Vec<(&'static str, u64)>,
     #[expect(
         clippy::vec_box,
         reason = "exchanges hold the box: taking one moves a pointer, not the buffers"
@@ -127,7 +133,9 @@ struct Said {
 #[derive(Debug, Default)]
 struct Belonging {
     inbound: Option<Inbound>,
-    /// Newest exchanges in flight, when the call carried no context at all.
+    /// Whether there were exchanges in flight that a call without context may belong to.
+    in_flight: bool,
+    /// The newest of them that are sampled.
     candidates: Vec<(crate::ids::TraceId, SpanId, Flags)>,
 }
 
@@ -142,6 +150,7 @@ impl Tracer {
             requests: Requests::new(seed),
             context_dropped: Vec::new(),
             counters: Counters::default(),
+            untouched: Vec::new(),
             spare: Vec::new(),
         };
         Self { config, shared: Mutex::new(shared) }
@@ -175,6 +184,7 @@ impl Tracer {
             exchange.operation = self.operation(&seen, &mut exchange.buffers.baggage).operation;
             return exchange;
         }
+        exchange.messaging = Messaging::of_head(head, carrier);
         let (trace, plan) = match head.direction {
             Direction::Inbound => self.begin_inbound(&mut exchange, head, &seen, ids),
             Direction::Outbound => self.begin_outbound(&mut exchange, head, &seen, ids),
@@ -185,6 +195,10 @@ impl Tracer {
         }
         plan.write(&trace, &self.config.peer_header, &mut exchange.buffers, carrier);
         exchange.tracing = Tracing::On(trace);
+        if let Some(messaging) = &mut exchange.messaging {
+            messaging.plan = Some(plan);
+            self.messages_of_head(&mut exchange, carrier, now, ids);
+        }
         exchange
     }
 
@@ -201,11 +215,12 @@ impl Tracer {
             grpc: false,
             grpc_status: None,
             http_status: None,
+            messaging: None,
             buffers,
         }
     }
 
-    /// DESIGN.md, rule 1: the caller's context is the parent of a server span, which is the application's
+    /// ARCHITECTURE.md, rule 1: the caller's context is the parent of a server span, which is the application's
     /// parent.
     fn begin_inbound(
         &self,
@@ -230,7 +245,8 @@ impl Tracer {
             trace.parent =
                 context.span_id.filter(|_| exported).map(|span_id| Parent { span_id, remote: true });
         }
-        if trace.recorded {
+        // A message may move the exchange into a sampled trace: what only the head knows is written down.
+        if trace.recorded || exchange.messaging.is_some() {
             record::request(&self.config, head, seen, exchange.operation.as_ref(), &mut exchange.buffers);
             record::peer(exchange.peer.as_ref(), &mut exchange.buffers.attributes);
         }
@@ -258,6 +274,7 @@ impl Tracer {
         };
         let plan = Plan {
             formats,
+            had_context: reading.context.is_some(),
             debug: reading.context.is_some_and(|context| context.debug),
             state,
             operation_header: exchange.operation.filter(|_| seen.operation.is_none()),
@@ -268,7 +285,7 @@ impl Tracer {
         (trace, plan)
     }
 
-    /// DESIGN.md, rule 1: the application's context is the parent of a client span, which is the next hop's
+    /// ARCHITECTURE.md, rule 1: the application's context is the parent of a client span, which is the next hop's
     /// parent. Rules 2, 5 and 6 say what is restored, and for whom.
     fn begin_outbound(
         &self,
@@ -312,7 +329,7 @@ impl Tracer {
         if inside && restored.anything() {
             self.lock().counters.restored += 1;
         }
-        if trace.recorded {
+        if trace.recorded || exchange.messaging.is_some() {
             record::request(&self.config, head, seen, exchange.operation.as_ref(), &mut exchange.buffers);
             if restored.operation {
                 Attributes::of_span(&mut exchange.buffers.attributes).text(attribute::RESTORED, b"operation");
@@ -324,6 +341,7 @@ impl Tracer {
             } else {
                 Formats::outside(self.config.propagators, seen, self.config.egress_traceparent)
             },
+            had_context: reading.context.is_some(),
             debug: reading.context.is_some_and(|context| context.debug),
             state: if had_own { State::OwnTakenOut } else { State::AsItIs },
             operation_header: exchange.operation.filter(|_| inside && seen.operation.is_none()),
@@ -424,9 +442,13 @@ impl Tracer {
         // Rule 8: no guessed parents; the candidates are told by links.
         shared.in_flight.newest(limits::LINKS_MAX, |inbound| {
             inbound.calls_without_context = inbound.calls_without_context.saturating_add(1);
-            belonging.candidates.push((inbound.trace_id, inbound.span_id, inbound.flags));
+            belonging.in_flight = true;
+            // A link to a span that nobody exports would lead nowhere.
+            if inbound.flags.sampled() {
+                belonging.candidates.push((inbound.trace_id, inbound.span_id, inbound.flags));
+            }
         });
-        if !belonging.candidates.is_empty() {
+        if belonging.in_flight {
             shared.counters.calls_without_context += 1;
         }
         belonging
@@ -467,12 +489,20 @@ impl Tracer {
             let route = shared.count(&exchange, outcome, status, verdict.error, duration_nanos);
             if let Tracing::On(trace) = exchange.tracing {
                 shared.forget(trace.in_flight, route);
+                // Only admitted routes name spans: the others would make as many names as paths.
+                let named = route != 0 && shared.routes.name(route) != OTHER;
+                drop(shared);
+                let end_unix_nanos = exchange.started.unix_nanos.saturating_add(duration_nanos);
+                exchange.end_messages(end_unix_nanos, verdict.status, now, sink);
                 if trace.recorded {
                     exchange.finish_attributes(status, verdict, outcome);
-                    // Only admitted routes name spans: the others would make as many names as paths.
-                    let named = route != 0 && shared.routes.name(route) != OTHER;
-                    drop(shared);
-                    hand_out(&mut exchange, &trace, named, verdict.status, duration_nanos, now, sink);
+                    let names = self.config.message_names;
+                    hand_out(
+                        &mut exchange,
+                        &trace,
+                        Ending { named, names, status: verdict.status, end_unix_nanos, now },
+                        sink,
+                    );
                 }
             }
         }
@@ -488,6 +518,38 @@ impl Tracer {
         if shared.spare.len() < limits::SPARE_BUFFERS_MAX {
             shared.spare.push(buffers);
         }
+    }
+
+    /// An exchange that a message moved to another trace is remembered there.
+    pub(super) fn move_in_flight(
+        &self,
+        trace: &mut Trace,
+        operation: Option<Operation>,
+        buffers: &mut Buffers,
+    ) {
+        let Some(place) = trace.in_flight else { return };
+        let luggage = record::luggage(buffers);
+        let mut shared = self.lock();
+        let Some(before) = shared.in_flight.remove(place) else { return };
+        let Trace { trace_id, span_id, flags, .. } = *trace;
+        trace.in_flight =
+            shared.in_flight.insert(Inbound { trace_id, span_id, flags, operation, luggage, ..before });
+    }
+
+    /// A body with messages goes on as it is, for this reason.
+    pub fn count_untouched(&self, reason: &'static str) {
+        let counts = &mut self.lock().untouched;
+        if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == reason) {
+            *count += 1;
+        } else if counts.len() < limits::UNTOUCHED_REASONS_MAX {
+            counts.push((reason, 1));
+        }
+    }
+
+    /// Bodies with messages that went on as they were, by reason.
+    #[must_use]
+    pub fn untouched(&self) -> Vec<(&'static str, u64)> {
+        self.lock().untouched.clone()
     }
 
     /// Events counted so far.
@@ -684,21 +746,28 @@ pub(super) fn capture(names: &[Box<str>], prefix: &str, carrier: &impl Carrier, 
     }
 }
 
-/// Probes of the kubelet leave no spans and no lines (rule 12).
+/// Probes of the kubelet leave no spans and no lines (rule 12). A request with a context or a peer's name is
+/// none, whatever it calls itself.
 fn is_probe(head: &RequestHead<'_>, seen: &Seen<'_>) -> bool {
     const KUBELET: &[u8] = b"kube-probe/";
-    head.direction == Direction::Inbound && seen.user_agent.is_some_and(|agent| agent.starts_with(KUBELET))
+    let plain = seen.peer.is_none() && !seen.has_traceparent();
+    head.direction == Direction::Inbound
+        && plain
+        && seen.user_agent.is_some_and(|agent| agent.starts_with(KUBELET))
 }
 
-fn hand_out(
-    exchange: &mut Exchange,
-    trace: &Trace,
+/// What is known at the end of an exchange.
+struct Ending {
+    /// Its route may name spans.
     named: bool,
+    names: MessageNames,
     status: crate::otlp::Status,
-    duration_nanos: u64,
+    end_unix_nanos: u64,
     now: Now,
-    sink: &mut impl SpanSink,
-) {
+}
+
+fn hand_out(exchange: &mut Exchange, trace: &Trace, ending: Ending, sink: &mut impl SpanSink) {
+    let Ending { named, names, status, end_unix_nanos, now } = ending;
     let route = std::str::from_utf8(&exchange.buffers.route).unwrap_or_default();
     let mut attributes = Attributes::of_span(&mut exchange.buffers.attributes);
     if trace.parent.is_none() {
@@ -726,7 +795,13 @@ fn hand_out(
         Direction::Inbound => Kind::Server,
         Direction::Outbound => Kind::Client,
     };
-    let start = exchange.started.unix_nanos;
+    let messaging = exchange.messaging.as_deref();
+    if let Some(messaging) = messaging {
+        messaging.finish(exchange.direction, names, &mut exchange.buffers.attributes);
+    }
+    let of_messages = messaging.and_then(|messaging| messaging.span(exchange.direction, names));
+    let owned = of_messages.as_ref().map(|(name, kind)| (name.each_ref().map(String::as_str), *kind));
+    let (name, kind) = owned.as_ref().map_or((name, kind), |(name, kind)| (&name[..], *kind));
     let span = Span {
         trace_id: trace.trace_id,
         span_id: trace.span_id,
@@ -735,8 +810,8 @@ fn hand_out(
         trace_state: &exchange.buffers.tracestate,
         name,
         kind,
-        start_unix_nanos: start,
-        end_unix_nanos: start.saturating_add(duration_nanos),
+        start_unix_nanos: exchange.started.unix_nanos,
+        end_unix_nanos,
         attributes: &exchange.buffers.attributes,
         links: &exchange.buffers.links,
         status,

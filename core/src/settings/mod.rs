@@ -16,7 +16,7 @@ pub use value::{
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use crate::exchange::{Config, ResponseHeaders, RootUnsampled};
+use crate::exchange::{Config, EventContext, MessageNames, ResponseHeaders, RootUnsampled};
 use crate::mesh::{Inside, Mesh};
 use crate::names::{VERSION, attribute};
 use crate::peer::Peer;
@@ -130,6 +130,18 @@ settings! {
         capture_response_headers: Vec<Box<str>> = "", list(value::header_name), "capture-response-headers", ["THROUGHLINE_CAPTURE_RESPONSE_HEADERS"];
             "Response headers recorded on spans. None by default: they may hold secrets."
     }
+    "Messages" {
+        event_context: EventContext = "rewrite", value::event_context, "cloudevents-traceparent", ["THROUGHLINE_CLOUDEVENTS_TRACEPARENT"];
+            "rewrite: an event's traceparent becomes the producer's span on publish and the consumer's on delivery, where the one that arrived is kept as origintraceparent. preserve: it is added where it is missing, and nothing else is changed."
+        message_names: MessageNames = "destination_first", value::message_names, "messaging-span-name", ["THROUGHLINE_MESSAGING_SPAN_NAME"];
+            "destination_first (orders publish) or semconv (publish orders, as OpenTelemetry's conventions have it)."
+        event_body_bytes_max: u64 = "1048576", number::<1024, 67_108_864>, "event-body-limit", ["THROUGHLINE_EVENT_BODY_LIMIT"];
+            "Bytes of a body that is held to edit the messages in it. Larger ones stream through untouched, and are counted."
+        pubsub_upstream: Option<Endpoint> = "", optional(value::endpoint), "pubsub-upstream", ["THROUGHLINE_PUBSUB_UPSTREAM"];
+            "Where Pub/Sub calls on the outbound side go, such as https://pubsub.googleapis.com: with PUBSUB_EMULATOR_HOST or an API endpoint naming the outbound side, clients speak cleartext to the sidecar, which speaks TLS to the service. Unset: where the request says."
+        pubsub_certificate: String = "", value::text, "pubsub-certificate", ["THROUGHLINE_PUBSUB_CERTIFICATE"];
+            "PEM file of the authorities that the Pub/Sub upstream's certificate is held against. Unset: the system's."
+    }
     "Export" {
         traces_exporter: Exporter = "otlp", value::exporter, "otel-traces-exporter", ["OTEL_TRACES_EXPORTER"];
             "otlp, console (readable lines on standard output) or none."
@@ -162,7 +174,7 @@ settings! {
         otlp_metrics_compression: Option<Compression> = "", optional(value::compression), "otel-exporter-otlp-metrics-compression", ["OTEL_EXPORTER_OTLP_METRICS_COMPRESSION"];
             "The same, for metrics."
         otlp_timeout_ms: u64 = "10000", number::<1, 600_000>, "otel-exporter-otlp-timeout", ["OTEL_EXPORTER_OTLP_TIMEOUT"], lenient;
-            "Milliseconds for one batch, retries included."
+            "Milliseconds for one attempt to send a batch. A batch that may still be taken is tried again for five minutes, while newer spans wait in the bounded queue."
         otlp_traces_timeout_ms: Option<u64> = "", optional(number::<1, 600_000>), "otel-exporter-otlp-traces-timeout", ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"], lenient;
             "The same, for spans."
         otlp_metrics_timeout_ms: Option<u64> = "", optional(number::<1, 600_000>), "otel-exporter-otlp-metrics-timeout", ["OTEL_EXPORTER_OTLP_METRICS_TIMEOUT"], lenient;
@@ -178,7 +190,7 @@ settings! {
         bsp_schedule_delay_ms: u64 = "1000", number::<1, 600_000>, "otel-bsp-schedule-delay", ["OTEL_BSP_SCHEDULE_DELAY"], lenient;
             "Milliseconds that a span waits for others to leave with."
         bsp_export_timeout_ms: u64 = "30000", number::<1, 600_000>, "otel-bsp-export-timeout", ["OTEL_BSP_EXPORT_TIMEOUT"], lenient;
-            "Milliseconds after which the export of a batch is given up."
+            "The same bound by its other name; the smaller of the two counts."
         bsp_queue_max: u64 = "2048", number::<1, 1_000_000>, "otel-bsp-max-queue-size", ["OTEL_BSP_MAX_QUEUE_SIZE"], lenient;
             "Spans that wait at the most. Beyond that the oldest are dropped, and counted."
         bsp_batch_max: u64 = "512", number::<1, 100_000>, "otel-bsp-max-export-batch-size", ["OTEL_BSP_MAX_EXPORT_BATCH_SIZE"], lenient;
@@ -335,6 +347,8 @@ impl Settings {
             root_unsampled: self.root_unsampled,
             capture_request_headers: self.capture_request_headers.clone(),
             capture_response_headers: self.capture_response_headers.clone(),
+            event_context: self.event_context,
+            message_names: self.message_names,
             attribute_bytes_max: self
                 .attribute_length_max
                 .map(|max| usize::try_from(max).unwrap_or(usize::MAX)),

@@ -29,7 +29,7 @@ pub struct Otlp {
     pub headers: Vec<(String, String)>,
     /// Compression of the body.
     pub compression: Compression,
-    /// Milliseconds for one batch, retries included.
+    /// Milliseconds for one attempt.
     pub timeout_ms: u64,
 }
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Want;
-use crate::exchange::{Propagators, ResponseHeaders, RootUnsampled};
+use crate::exchange::{EventContext, MessageNames, Propagators, ResponseHeaders, RootUnsampled};
 use crate::mesh::Inside;
 use crate::route::Pattern;
 use crate::sampling::Ratio;
@@ -170,6 +170,14 @@ pub(super) fn query(text: &str) -> Result<QueryMode, Want> {
 
 pub(super) fn root_unsampled(text: &str) -> Result<RootUnsampled, Want> {
     choice(text, &[("flag", RootUnsampled::Flag), ("silent", RootUnsampled::Silent)])
+}
+
+pub(super) fn event_context(text: &str) -> Result<EventContext, Want> {
+    choice(text, &[("rewrite", EventContext::Rewrite), ("preserve", EventContext::Preserve)])
+}
+
+pub(super) fn message_names(text: &str) -> Result<MessageNames, Want> {
+    choice(text, &[("destination_first", MessageNames::DestinationFirst), ("semconv", MessageNames::Semconv)])
 }
 
 /// How much a process says about itself.

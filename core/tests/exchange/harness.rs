@@ -92,6 +92,8 @@ pub(crate) fn config() -> Config {
         capture_request_headers: Vec::new(),
         capture_response_headers: Vec::new(),
         attribute_bytes_max: None,
+        event_context: throughline_core::exchange::EventContext::Rewrite,
+        message_names: throughline_core::exchange::MessageNames::DestinationFirst,
     }
 }
 

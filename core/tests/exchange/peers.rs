@@ -103,15 +103,22 @@ fn an_answer_says_the_trace_only_when_asked_to() {
 /// Rule 12.
 #[test]
 fn probes_leave_nothing_behind_and_keep_their_headers() {
-    for (agent, probe) in [("kube-probe/1.33", true), ("Mozilla/5.0 kube-probe/1.33", false), ("kube", false)]
-    {
+    let own = ("x-own", "1");
+    for (agent, other, probe) in [
+        ("kube-probe/1.33", own, true),
+        ("Mozilla/5.0 kube-probe/1.33", own, false),
+        ("kube", own, false),
+        // A caller that is part of a trace, or of the mesh, is no kubelet whatever it calls itself.
+        ("kube-probe/1.33", ("traceparent", SAMPLED), false),
+        ("kube-probe/1.33", ("throughline-peer", "service=web"), false),
+    ] {
         let mut world = World::new();
-        let fields = [("user-agent", agent), ("traceparent", SAMPLED)];
+        let fields = [("user-agent", agent), other];
         let (mut exchange, application) = world.inbound(&fields);
         assert_eq!(written(&application) == fields, probe, "{agent}");
         assert_eq!(world.tracer.in_flight(), usize::from(!probe));
         let answer = world.answer(&mut exchange, 500, &[("x-own", "1")]);
-        assert_eq!(written(&answer), [("x-own", "1")]);
+        assert_eq!(written(&answer)[0], own);
         let summary = world.end(exchange, Outcome::Complete);
         assert_eq!((summary.ignored, summary.ids.is_none()), (probe, probe), "{agent}");
         assert_eq!((world.spans().is_empty(), world.counts().is_empty()), (probe, probe), "{agent}");

@@ -5,6 +5,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use crate::tls::{Authorities, Identity, Tls};
 use bytes::{BufMut, Bytes, BytesMut};
 use flate2::Compression as Level;
 use flate2::write::GzEncoder;
@@ -16,12 +17,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls_pki_types::ServerName;
 use throughline_core::settings::{Authority, Compression, Otlp, Protocol, Settings, Signal};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
 /// Bytes of an answer that are read: an `ExportTraceServiceResponse` has some hundred.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -41,7 +40,7 @@ pub(super) enum Answer {
 pub(super) struct Client {
     otlp: Otlp,
     attempt: Duration,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    tls: Option<Tls>,
     headers: HeaderMap,
     uri: Uri,
     sender: Option<Sender>,
@@ -57,13 +56,7 @@ impl Client {
     pub(super) fn new(settings: &Settings, signal: Signal) -> Result<Self, String> {
         let otlp = settings.otlp(signal);
         let grpc = otlp.protocol == Protocol::Grpc;
-        let tls = if otlp.tls {
-            let name = ServerName::try_from(otlp.host.clone())
-                .map_err(|_| format!("OTEL_EXPORTER_OTLP_ENDPOINT: \"{}\" is no name for TLS", otlp.host))?;
-            Some((super::tls::connector(settings, grpc)?, name))
-        } else {
-            None
-        };
+        let tls = if otlp.tls { Some(tls(settings, &otlp.host, grpc)?) } else { None };
         let scheme = if otlp.tls { "https" } else { "http" };
         let authority = Authority { host: otlp.host.clone(), port: otlp.port };
         let uri = format!("{scheme}://{authority}{}", otlp.path);
@@ -164,12 +157,9 @@ impl Client {
         let _ = stream.set_nodelay(true); // without it the connection is slower, not wrong
         match &self.tls {
             None => self.handshake(stream).await,
-            Some((connector, name)) => {
-                let stream = connector
-                    .connect(name.clone(), stream)
-                    .await
-                    .map_err(|error| format!("failed to set up TLS: {error}"))?;
-                self.handshake(stream).await
+            Some(tls) => {
+                let stream = tls.connect(stream).await;
+                self.handshake(stream.map_err(|error| format!("failed to set up TLS: {error}"))?).await
             }
         }
     }
@@ -217,6 +207,16 @@ fn told(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+fn tls(settings: &Settings, host: &str, http2: bool) -> Result<Tls, String> {
+    let authorities =
+        Authorities { setting: "OTEL_EXPORTER_OTLP_CERTIFICATE", file: &settings.otlp_certificate };
+    let identity = (!settings.otlp_client_certificate.is_empty()).then_some(Identity {
+        certificate: ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", &settings.otlp_client_certificate),
+        key: ("OTEL_EXPORTER_OTLP_CLIENT_KEY", &settings.otlp_client_key),
+    });
+    Tls::new(host, authorities, identity, http2)
 }
 
 fn headers(otlp: &Otlp, grpc: bool, authority: &Authority) -> Result<HeaderMap, String> {

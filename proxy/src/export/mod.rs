@@ -4,7 +4,6 @@
 mod client;
 mod console;
 mod queue;
-mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,7 +167,7 @@ async fn ship(
 }
 
 /// A wait spread over half of its length, so that sidecars do not come back all at once. What a collector
-/// asked for is never cut short.
+/// asked for is only ever lengthened here.
 fn jittered(wait: Duration, asked_for: bool) -> Duration {
     let share = (crate::host::seed() % 1000) as u32;
     let spread = wait / 2 * share / 1000;

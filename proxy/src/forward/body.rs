@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use throughline_core::classify::Failure;
 
 use super::pool::Lease;
+use crate::messages::Resumed;
 
 /// What became of a request's body.
 #[derive(Clone, Debug)]
@@ -43,13 +44,13 @@ impl UploadState {
 /// A request's body.
 #[derive(Debug)]
 pub(crate) struct Upload {
-    body: Incoming,
+    body: Resumed<Incoming>,
     state: UploadState,
 }
 
 impl Upload {
     /// Watches the body of a request. One that is empty needs no watching, and no memory for it.
-    pub(super) fn wrap(request: Request<Incoming>) -> (Request<Self>, UploadState) {
+    pub(super) fn wrap(request: Request<Resumed<Incoming>>) -> (Request<Self>, UploadState) {
         let state = UploadState((!request.body().is_end_stream()).then(Arc::default));
         let watched = state.clone();
         (request.map(|body| Self { body, state: watched }), state)

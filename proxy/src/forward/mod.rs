@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{HOST, HeaderName, HeaderValue};
+use http::uri::Scheme;
 use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use throughline_core::classify::Failure;
@@ -25,6 +26,7 @@ pub(crate) use dial::dial;
 pub(crate) use pool::{Kind, Upstreams};
 pub(crate) use tunnel::{Tunnel, connect};
 
+use crate::messages::Resumed;
 use crate::sidecar::{Connection, Sidecar};
 use crate::stats::Side;
 
@@ -57,7 +59,7 @@ impl From<Failure> for Gone {
 #[derive(Clone, Debug)]
 pub(crate) struct Forward(pub(crate) Arc<Connection>);
 
-impl Service<Request<Incoming>> for Forward {
+impl Service<Request<Resumed<Incoming>>> for Forward {
     type Response = Answer<FromUpstream>;
     type Error = Gone;
     type Future = Pin<Box<dyn Future<Output = Result<Answer<FromUpstream>, Gone>> + Send>>;
@@ -66,18 +68,21 @@ impl Service<Request<Incoming>> for Forward {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<Resumed<Incoming>>) -> Self::Future {
         Box::pin(forward(Arc::clone(&self.0), request))
     }
 }
 
 async fn forward(
     connection: Arc<Connection>,
-    mut request: Request<Incoming>,
+    mut request: Request<Resumed<Incoming>>,
 ) -> Result<Answer<FromUpstream>, Gone> {
     let sidecar = &connection.sidecar;
     let to = destination(&connection, &request)?;
     let kind = if request.version() == Version::HTTP_2 { Kind::Http2 } else { Kind::Http1 };
+    if sidecar.upstreams.is_pubsub(&to) {
+        readdress(&mut request, &to, sidecar.upstreams.pubsub_by_tls());
+    }
     let upgrade = headers::wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     prepare(&mut request, kind, &to);
     let (request, upload) = Upload::wrap(request);
@@ -104,7 +109,7 @@ async fn forward(
 }
 
 /// Where a request goes: to the application; to where a CONNECT said; to where its target or `Host` says.
-fn destination(connection: &Connection, request: &Request<Incoming>) -> Result<Authority, Failure> {
+fn destination<B>(connection: &Connection, request: &Request<B>) -> Result<Authority, Failure> {
     let sidecar = &connection.sidecar;
     match (connection.side, &connection.tunnel_to) {
         (Side::Inbound, _) => sidecar.settings.inbound_upstream.clone().ok_or(Failure::Refused),
@@ -127,7 +132,29 @@ pub(crate) fn named(sidecar: &Sidecar, authority: &[u8], default_port: u16) -> R
     let to = Authority::parse(text)
         .or_else(|| Authority::parse(&format!("{}:{default_port}", text.trim_end_matches(':'))))
         .ok_or(Failure::Refused)?;
+    if let Some(pubsub) = sidecar.upstreams.pubsub(&sidecar.own_ports, &to) {
+        return Ok(pubsub.clone());
+    }
     Ok(sidecar.upstreams.route(&to).cloned().unwrap_or(to))
+}
+
+/// A client that takes the sidecar for its Pub/Sub endpoint names the sidecar; the service wants its own name.
+fn readdress<B>(request: &mut Request<B>, to: &Authority, tls: bool) {
+    let default_port = if tls { 443 } else { 80 };
+    let name = if to.port == default_port { to.host.clone() } else { to.to_string() };
+    if let Ok(host) = HeaderValue::from_str(&name)
+        && request.headers().contains_key(HOST)
+    {
+        request.headers_mut().insert(HOST, host);
+    }
+    if request.uri().authority().is_some() {
+        let mut parts = request.uri().clone().into_parts();
+        parts.authority = name.parse().ok();
+        parts.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
 }
 
 /// Puts the head into the form in which an upstream, rather than a proxy, is asked.

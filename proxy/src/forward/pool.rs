@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,12 +13,13 @@ use http::{Request, Response};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use throughline_core::classify::Failure;
-use throughline_core::settings::{Authority, FixedRoute, Settings};
+use throughline_core::settings::{Authority, Endpoint, FixedRoute, Settings};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{FromUpstream, Upload, UploadState};
 use super::dial::dial;
-use crate::sidecar::Sidecar;
+use crate::sidecar::{OwnPorts, Sidecar};
+use crate::tls::{self, Tls};
 
 /// Upstreams remembered at once; the rest are dialled for each request.
 const UPSTREAMS_MAX: usize = 1024;
@@ -42,6 +44,20 @@ pub(crate) struct Upstreams {
     idle_max: Duration,
     head_bytes_max: usize,
     upstreams: Mutex<HashMap<Authority, Arc<Upstream>>>,
+    pubsub: Option<Pubsub>,
+}
+
+/// Where a client goes that takes the sidecar for its Pub/Sub endpoint.
+struct Pubsub {
+    to: Authority,
+    /// For HTTP/1.1 and for HTTP/2, which TLS tells apart.
+    tls: Option<[Tls; 2]>,
+}
+
+impl std::fmt::Debug for Pubsub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (tls: {})", self.to, self.tls.is_some())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -147,13 +163,45 @@ impl Shared {
 }
 
 impl Upstreams {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        Self {
+    /// `Err` names the setting that stands in the way.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
+        Ok(Self {
+            pubsub: settings.pubsub_upstream.as_ref().map(|to| Pubsub::new(to, settings)).transpose()?,
             routes: settings.outbound_routes.clone(),
             idle_max: Duration::from_millis(settings.pool_idle_timeout_ms),
             head_bytes_max: usize::try_from(settings.header_bytes_max).unwrap_or(usize::MAX),
             upstreams: Mutex::default(),
-        }
+        })
+    }
+
+    /// The Pub/Sub upstream, when a request names the sidecar itself.
+    pub(crate) fn pubsub(&self, own_ports: &OwnPorts, to: &Authority) -> Option<&Authority> {
+        let pubsub = self.pubsub.as_ref()?;
+        let address = to.address().or_else(|| {
+            let local = to.host.eq_ignore_ascii_case("localhost");
+            local.then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, to.port)))
+        });
+        address.filter(|address| own_ports.hold(*address)).map(|_| &pubsub.to)
+    }
+
+    /// Its name, when an authority as a request spells it is the sidecar's own.
+    pub(crate) fn pubsub_of(&self, own_ports: &OwnPorts, authority: &[u8]) -> Option<String> {
+        self.pubsub.as_ref()?;
+        let to = Authority::parse(std::str::from_utf8(authority).ok()?)?;
+        self.pubsub(own_ports, &to).map(ToString::to_string)
+    }
+
+    pub(super) fn is_pubsub(&self, to: &Authority) -> bool {
+        self.pubsub.as_ref().is_some_and(|pubsub| pubsub.to == *to)
+    }
+
+    pub(crate) fn pubsub_by_tls(&self) -> bool {
+        self.pubsub.as_ref().is_some_and(|pubsub| pubsub.tls.is_some())
+    }
+
+    fn tls(&self, to: &Authority, kind: Kind) -> Option<&Tls> {
+        let pubsub = self.pubsub.as_ref().filter(|pubsub| pubsub.to == *to)?;
+        pubsub.tls.as_ref()?.get(usize::from(kind == Kind::Http2))
     }
 
     /// Where the user's own routes send this authority.
@@ -201,7 +249,7 @@ impl Upstreams {
         loop {
             let (mut sender, kept) = match upstream.take(self.idle_max) {
                 Some(sender) => (sender, true),
-                None => (self.handshake_http1(dial(sidecar, to).await?).await?, false),
+                None => (self.connect_http1(sidecar, to).await?, false),
             };
             if sender.ready().await.is_err() {
                 if kept {
@@ -234,7 +282,7 @@ impl Upstreams {
         let (mut sender, stream) = match upstream.share() {
             Some(shared) => shared,
             None => {
-                let sender = self.handshake_http2(dial(sidecar, to).await?).await?;
+                let sender = self.connect_http2(sidecar, to).await?;
                 let shared = Shared { sender: sender.clone(), streams: Arc::default() };
                 let stream = shared.count();
                 locked(&upstream.http2).push(shared);
@@ -286,6 +334,30 @@ impl Upstreams {
         }
     }
 
+    async fn connect_http1(
+        &self,
+        sidecar: &Sidecar,
+        to: &Authority,
+    ) -> Result<http1::SendRequest<Upload>, Failure> {
+        let stream = dial(sidecar, to).await?;
+        match self.tls(to, Kind::Http1) {
+            None => self.handshake_http1(stream).await,
+            Some(tls) => self.handshake_http1(tls.connect(stream).await.map_err(|_| Failure::Tls)?).await,
+        }
+    }
+
+    async fn connect_http2(
+        &self,
+        sidecar: &Sidecar,
+        to: &Authority,
+    ) -> Result<http2::SendRequest<Upload>, Failure> {
+        let stream = dial(sidecar, to).await?;
+        match self.tls(to, Kind::Http2) {
+            None => self.handshake_http2(stream).await,
+            Some(tls) => self.handshake_http2(tls.connect(stream).await.map_err(|_| Failure::Tls)?).await,
+        }
+    }
+
     async fn handshake_http1<T>(&self, stream: T) -> Result<http1::SendRequest<Upload>, Failure>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -311,6 +383,22 @@ impl Upstreams {
             .map_err(|error| failure(&error))?;
         tokio::spawn(connection);
         Ok(sender)
+    }
+}
+
+impl Pubsub {
+    fn new(to: &Endpoint, settings: &Settings) -> Result<Self, String> {
+        let by_tls = to.tls.unwrap_or(true);
+        let port = to.port.unwrap_or(if by_tls { 443 } else { 80 });
+        let tls = |http2| {
+            let authorities = tls::Authorities {
+                setting: "THROUGHLINE_PUBSUB_CERTIFICATE",
+                file: &settings.pubsub_certificate,
+            };
+            Tls::new(&to.host, authorities, None, http2)
+        };
+        let tls = if by_tls { Some([tls(false)?, tls(true)?]) } else { None };
+        Ok(Self { to: Authority { host: to.host.clone(), port }, tls })
     }
 }
 

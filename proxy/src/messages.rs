@@ -1,0 +1,245 @@
+//! Holds a body while `core` edits the messages in it, no longer and no larger than the settings say; re-frames
+//! gRPC streams message by message. What can't be held streams through untouched, counted by reason. Decides
+//! nothing about contexts, and never changes a status or an ack.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use throughline_core::events::grpc_frame::{self, Piece, Reassembler};
+
+/// A body of which the beginning was read: what was read comes first again, then the rest.
+#[derive(Debug)]
+pub(crate) struct Resumed<B> {
+    frames: VecDeque<Frame<Bytes>>,
+    /// `None` when the whole body was read.
+    rest: Option<B>,
+}
+
+impl<B: Body<Data = Bytes>> Resumed<B> {
+    /// A body as it came.
+    pub(crate) fn untouched(body: B) -> Self {
+        Self { frames: VecDeque::new(), rest: Some(body) }
+    }
+
+    fn held(&self) -> u64 {
+        self.frames.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum()
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Resumed<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        if let Some(frame) = self.frames.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        match &mut self.rest {
+            Some(rest) => Pin::new(rest).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let held = self.held();
+        let mut hint = SizeHint::with_exact(held);
+        if let Some(rest) = &self.rest {
+            let rest = rest.size_hint();
+            hint = SizeHint::new();
+            hint.set_lower(held + rest.lower());
+            if let Some(upper) = rest.upper() {
+                hint.set_upper(held + upper);
+            }
+        }
+        hint
+    }
+}
+
+/// Why a body is not held, as the label of a counter.
+pub(crate) fn unfit(headers: &HeaderMap, bytes_max: u64) -> Option<&'static str> {
+    const SIGNED: [HeaderName; 5] = [
+        HeaderName::from_static("content-digest"),
+        HeaderName::from_static("repr-digest"),
+        HeaderName::from_static("digest"),
+        HeaderName::from_static("signature"),
+        HeaderName::from_static("signature-input"),
+    ];
+    if SIGNED.iter().any(|name| headers.contains_key(name)) {
+        return Some("signed");
+    }
+    let encoding = headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes);
+    if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
+        return Some("compressed");
+    }
+    (length(headers)? > bytes_max).then_some("over_limit")
+}
+
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// What reading a body gave.
+pub(crate) enum Held<B> {
+    /// All of it, with its trailers.
+    Whole(Bytes, Option<HeaderMap>),
+    /// Too much, or an error on the way: what was read, and the rest.
+    Streaming(Resumed<B>, Option<&'static str>),
+}
+
+/// Reads a body to its end, unless it is over the limit.
+pub(crate) async fn hold<B>(mut body: Resumed<B>, bytes_max: u64) -> Result<Held<B>, B::Error>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let (mut read, mut trailers) = (VecDeque::new(), None);
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame?;
+        bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        match frame.into_trailers() {
+            Ok(fields) => trailers = Some(fields),
+            Err(frame) => read.push_back(frame),
+        }
+        if bytes > bytes_max {
+            let rest = body.rest.take();
+            return Ok(Held::Streaming(Resumed { frames: read, rest }, Some("over_limit")));
+        }
+    }
+    Ok(Held::Whole(joined(read), trailers))
+}
+
+fn joined(mut frames: VecDeque<Frame<Bytes>>) -> Bytes {
+    let one =
+        if frames.len() == 1 { frames.pop_front().and_then(|frame| frame.into_data().ok()) } else { None };
+    one.unwrap_or_else(|| {
+        let mut all = BytesMut::new();
+        frames.iter().filter_map(Frame::data_ref).for_each(|data| all.extend_from_slice(data));
+        all.freeze()
+    })
+}
+
+/// Reads the first piece of a body and puts it back.
+pub(crate) async fn beginning<B>(mut body: B) -> Result<(Bytes, Resumed<B>), B::Error>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let mut frames = VecDeque::new();
+    let first = match body.frame().await {
+        None => Bytes::new(),
+        Some(frame) => {
+            let frame = frame?;
+            let first = frame.data_ref().cloned().unwrap_or_default();
+            frames.push_back(frame);
+            first
+        }
+    };
+    Ok((first, Resumed { frames, rest: Some(body) }))
+}
+
+/// A body that is whole.
+pub(crate) fn whole<B>(body: Bytes, trailers: Option<HeaderMap>) -> Resumed<B> {
+    let mut frames = VecDeque::new();
+    if !body.is_empty() {
+        frames.push_back(Frame::data(body));
+    }
+    frames.extend(trailers.map(Frame::trailers));
+    Resumed { frames, rest: None }
+}
+
+/// The length of an edited body, where the head tells one: a stale one would be request smuggling.
+pub(crate) fn set_length(headers: &mut HeaderMap, bytes: usize) {
+    if headers.contains_key(CONTENT_LENGTH) {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
+    }
+}
+
+/// The first whole gRPC message of some bytes, uncompressed.
+pub(crate) fn first_message(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut rest = bytes;
+    match Reassembler::new(bytes.len()).next_piece(&mut rest)? {
+        Piece::Message { flag: 0, message, .. } => Some(message.to_vec()),
+        Piece::Message { .. } | Piece::Passing(_) => None,
+    }
+}
+
+/// Puts gRPC messages together, has each one edited, and frames them anew.
+pub(crate) fn reframe(
+    reassembler: &mut Reassembler,
+    chunk: &[u8],
+    mut edit: impl FnMut(u8, &[u8]) -> Option<Vec<u8>>,
+) -> Bytes {
+    let (mut rest, mut out) = (chunk, Vec::with_capacity(chunk.len() + 256));
+    while let Some(piece) = reassembler.next_piece(&mut rest) {
+        match piece {
+            Piece::Message { flag, message, framed } => {
+                let edited =
+                    edit(flag, message).is_some_and(|edited| grpc_frame::write(flag, &edited, &mut out));
+                if !edited {
+                    out.extend_from_slice(framed);
+                }
+            }
+            Piece::Passing(bytes) => out.extend_from_slice(bytes),
+        }
+    }
+    Bytes::from(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+
+    use super::*;
+
+    fn full(text: &'static str) -> Resumed<Full<Bytes>> {
+        Resumed::untouched(Full::new(Bytes::from_static(text.as_bytes())))
+    }
+
+    #[tokio::test]
+    async fn a_body_within_the_limit_is_held_whole() {
+        let Ok(Held::Whole(body, None)) = hold(full("0123456789"), 10).await else { panic!("want it whole") };
+        assert_eq!(body, "0123456789");
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_goes_on_as_it_came() {
+        let Ok(Held::Streaming(body, Some("over_limit"))) = hold(full("0123456789"), 9).await else {
+            panic!("want it to stream")
+        };
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "0123456789");
+    }
+
+    #[tokio::test]
+    async fn the_beginning_of_a_body_is_put_back() {
+        let (first, body) = beginning(Full::new(Bytes::from_static(b"abc"))).await.unwrap();
+        assert_eq!((first, body.size_hint().exact()), (Bytes::from_static(b"abc"), Some(3)));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
+    }
+
+    #[test]
+    fn signed_compressed_and_large_bodies_are_left_alone() {
+        for (name, value, expected) in [
+            ("content-encoding", "gzip", Some("compressed")),
+            ("content-encoding", "identity", None),
+            ("content-digest", "sha-256=:x:", Some("signed")),
+            ("signature", "sig=:x:", Some("signed")),
+            ("content-length", "101", Some("over_limit")),
+            ("content-length", "100", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            assert_eq!(unfit(&headers, 100), expected, "{name}: {value}");
+        }
+    }
+}
