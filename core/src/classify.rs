@@ -86,6 +86,8 @@ pub enum Outcome {
     Complete,
     /// The caller hung up or reset the stream. Not an error.
     CallerGone,
+    /// The sidecar stopped before it was over.
+    Drained,
     /// The upstream failed; `answered` is what the sidecar said in its place when nothing had been sent yet.
     Failed {
         /// Why.

@@ -73,7 +73,7 @@ pub mod attribute {
         PEER_NAMESPACE = "throughline.peer.namespace";
         /// Why a root span was sampled: `always_on` or `ratio`.
         SAMPLED_BY = "throughline.sampled.by";
-        /// How the exchange ended when it did not complete: `caller_gone`.
+        /// How the exchange ended when it did not complete: `caller_gone`, `drained`.
         END = "throughline.end";
         /// Set to `operation` where the sidecar restored what the application did not forward.
         RESTORED = "throughline.restored";

@@ -4,6 +4,8 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use throughline_core::classify::{Direction, ErrorType, Outcome};
@@ -25,6 +27,17 @@ pub(crate) struct AccessLog(Option<SyncSender<String>>);
 pub(crate) struct Request {
     pub(crate) method: http::Method,
     pub(crate) uri: http::Uri,
+    pub(crate) bytes_in: BytesIn,
+}
+
+/// Bytes of a request's body, counted while it goes to the upstream; in the request's extensions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BytesIn(Arc<AtomicU64>);
+
+impl BytesIn {
+    pub(crate) fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 impl AccessLog {
@@ -85,10 +98,12 @@ fn line(request: &Request, summary: &Summary, outcome: Outcome, bytes_out: u64) 
         let _ = write!(line, ",\"status\":{status}");
     }
     let millis = summary.duration_nanos as f64 / 1e6;
-    let _ = write!(line, ",\"duration_ms\":{millis:.3},\"bytes_out\":{bytes_out}");
+    let bytes_in = request.bytes_in.0.load(Ordering::Relaxed);
+    let _ = write!(line, ",\"duration_ms\":{millis:.3},\"bytes_in\":{bytes_in},\"bytes_out\":{bytes_out}");
     let outcome = match outcome {
         Outcome::Complete => "complete",
         Outcome::CallerGone => "caller_gone",
+        Outcome::Drained => "drained",
         Outcome::Failed { .. } => "failed",
     };
     let _ = write!(line, ",\"outcome\":\"{outcome}\"");

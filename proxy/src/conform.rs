@@ -51,15 +51,23 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let fields_max = self.connection.sidecar.settings.header_fields_max;
-        match judge(request.method(), request.uri(), request.version(), request.headers(), fields_max) {
-            Ok(()) => ConformFuture::Passed { inner: self.inner.call(request) },
-            Err(refusal) => {
-                self.connection.sidecar.stats.refused(refusal);
-                ConformFuture::Refused { response: Some(answer(refusal)) }
-            }
+        match refuse(&self.connection, &request) {
+            None => ConformFuture::Passed { inner: self.inner.call(request) },
+            Some(response) => ConformFuture::Refused { response: Some(response) },
         }
     }
+}
+
+/// The answer to a request that is illegal; none for one that is not.
+pub(crate) fn refuse<B, D: Explain>(connection: &Connection, request: &Request<B>) -> Option<Response<D>> {
+    let raw = if connection.progress.take_illegal() { Err(Refusal::Framing) } else { Ok(()) };
+    let fields_max = connection.sidecar.settings.header_fields_max;
+    let judged = raw.and_then(|()| {
+        judge(request.method(), request.uri(), request.version(), request.headers(), fields_max)
+    });
+    let refusal = judged.err()?;
+    connection.sidecar.stats.refused(refusal);
+    Some(answer(refusal))
 }
 
 pin_project_lite::pin_project! {
@@ -96,6 +104,11 @@ pub(crate) fn answer<D: Explain>(refusal: Refusal) -> Response<D> {
         Refusal::TransferEncoding => {
             (StatusCode::BAD_REQUEST, "throughline: want Transfer-Encoding: chunked by itself, in HTTP/1.1\n")
         }
+        Refusal::Framing => (
+            StatusCode::BAD_REQUEST,
+            "throughline: want Content-Length or Transfer-Encoding, not both, and no fragment in the target
+",
+        ),
         Refusal::ContentLength => {
             (StatusCode::BAD_REQUEST, "throughline: want one Content-Length, in digits\n")
         }
@@ -136,7 +149,9 @@ fn judge(
 /// RFC 9112 §3.2: origin form, absolute form, authority form for CONNECT, `*` for OPTIONS.
 fn judge_target(method: &Method, uri: &http::Uri) -> Result<(), Refusal> {
     let legal = match (method, uri.scheme_str()) {
-        (&Method::CONNECT, None) => uri.authority().is_some_and(|authority| authority.port_u16().is_some()),
+        (&Method::CONNECT, None) => {
+            uri.authority().is_some_and(|authority| authority.port_u16().is_some_and(|port| port > 0))
+        }
         (&Method::CONNECT, Some(_)) => false,
         (_, Some(scheme)) => {
             ["http", "https"].contains(&scheme) && uri.host().is_some_and(|host| !host.is_empty())
@@ -303,6 +318,7 @@ mod tests {
             ("OPTIONS", "*", true),
             ("GET", "*", false),
             ("CONNECT", "a:443", true),
+            ("CONNECT", "a:0", false),
             ("CONNECT", "http://a:443/", false),
             ("GET", "ftp://a/", false),
             ("GET", "http://user:pass@a/", false),

@@ -29,7 +29,8 @@ use throughline_core::exchange::Tracer;
 use throughline_core::settings::{Found, Settings};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use export::Exporters;
@@ -139,6 +140,8 @@ async fn serve(settings: Settings) -> Result<(), Stop> {
         upstreams: forward::Upstreams::new(&settings).map_err(Stop::Settings)?,
         own_ports: OwnPorts(bound.addresses()),
         readiness: Readiness::default(),
+        cut: watch::Sender::new(false),
+        tunnels: Semaphore::new(sidecar::TUNNELS_MAX as usize),
         settings,
     });
     let addresses = Addresses::of(&bound);
@@ -169,9 +172,7 @@ async fn serve(settings: Settings) -> Result<(), Stop> {
     sidecar.readiness.drain();
     let _ = drain.send(true);
     let requests_until = deadline - LAST_EXPORT.min(patience / 2);
-    for listener in listeners {
-        let _ = timeout_at(requests_until, listener).await;
-    }
+    finish(&sidecar, listeners, requests_until).await;
     let _ = stop.send(Some(deadline));
     let _ = timeout_at(deadline, export).await;
     sidecar.spans.drop_all(Dropped::Shutdown);
@@ -185,6 +186,24 @@ async fn serve(settings: Settings) -> Result<(), Stop> {
         ],
     );
     Ok(())
+}
+
+/// Waits for connections and tunnels to end by themselves, and drops those that do not in time, so that what
+/// they were about is accounted for.
+async fn finish(sidecar: &Sidecar, mut listeners: Vec<JoinHandle<()>>, until: Instant) {
+    const DROPPING: Duration = Duration::from_millis(500);
+    for deadline in [until, until + DROPPING] {
+        let all = async {
+            for listener in listeners.iter_mut().filter(|listener| !listener.is_finished()) {
+                let _ = listener.await;
+            }
+            let _all_closed = sidecar.tunnels.acquire_many(sidecar::TUNNELS_MAX).await;
+        };
+        if timeout_at(deadline, all).await.is_ok() {
+            return;
+        }
+        let _ = sidecar.cut.send_replace(true);
+    }
 }
 
 /// Lets go of what nobody uses any more, off the path of requests.

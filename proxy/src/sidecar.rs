@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use throughline_core::exchange::Tracer;
 use throughline_core::settings::Settings;
+use tokio::sync::{Semaphore, watch};
 
 use crate::access_log::AccessLog;
 use crate::export::SpanQueue;
@@ -23,6 +24,24 @@ pub(crate) struct Sidecar {
     pub(crate) upstreams: Upstreams,
     pub(crate) own_ports: OwnPorts,
     pub(crate) readiness: Readiness,
+    /// Set when the time for draining is over: what is still open is dropped.
+    pub(crate) cut: watch::Sender<bool>,
+    /// Places for tunnels, which outlive the connections that they began on.
+    pub(crate) tunnels: Semaphore,
+}
+
+/// Tunnels at once.
+pub(crate) const TUNNELS_MAX: u32 = 20_000;
+
+impl Sidecar {
+    /// What the future gives, or `None` when the time for draining is over first.
+    pub(crate) async fn until_cut<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut cut = self.cut.subscribe();
+        tokio::select! {
+            output = future => Some(output),
+            _ = cut.wait_for(|cut| *cut) => None,
+        }
+    }
 }
 
 /// One connection, as its requests see it.
@@ -44,9 +63,12 @@ pub(crate) struct OwnPorts(pub(crate) Vec<SocketAddr>);
 impl OwnPorts {
     /// Whether a connection to `to` would end at this process, so far as the address alone tells.
     pub(crate) fn hold(&self, to: SocketAddr) -> bool {
+        // `::ffff:127.0.0.1` leads where 127.0.0.1 does.
+        let ip = to.ip().to_canonical();
         self.0.iter().any(|own| {
-            let same_host = own.ip() == to.ip() || (own.ip().is_unspecified() && to.ip().is_loopback());
-            own.port() == to.port() && (same_host || to.ip().is_unspecified())
+            let own_ip = own.ip().to_canonical();
+            let same_host = own_ip == ip || (own_ip.is_unspecified() && ip.is_loopback());
+            own.port() == to.port() && (same_host || ip.is_unspecified())
         })
     }
 
@@ -98,6 +120,8 @@ mod tests {
             ("0.0.0.0:15001", true),
             ("127.0.0.1:15006", true),
             ("127.0.0.2:15006", true),
+            ("[::ffff:127.0.0.1]:15001", true),
+            ("[::]:15001", true),
             ("127.0.0.1:8080", false),
             ("10.0.0.5:15001", false),
         ] {

@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ pub(crate) struct Progress {
     moved_ms: AtomicU64,
     /// Milliseconds since `opened`, plus one, when a head began to arrive; 0 when none is under way.
     head_ms: AtomicU64,
+    /// The head that is arriving must be refused.
+    illegal: AtomicBool,
 }
 
 /// How long a connection may stand still.
@@ -50,6 +52,7 @@ impl Progress {
             unread: AtomicU32::new(0),
             moved_ms: AtomicU64::new(0),
             head_ms: AtomicU64::new(0),
+            illegal: AtomicBool::new(false),
         }
     }
 
@@ -63,9 +66,23 @@ impl Progress {
 
     /// Bytes came in: between requests they are the beginning of a head.
     pub(crate) fn received(&self) {
-        if self.requests.load(Ordering::Relaxed) == 0 && self.head_ms.load(Ordering::Relaxed) == 0 {
+        if self.is_idle() && self.head_ms.load(Ordering::Relaxed) == 0 {
             self.head_ms.store(self.elapsed_ms() + 1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether no request is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) == 0
+    }
+
+    pub(crate) fn head_is_illegal(&self) {
+        self.illegal.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the head that just arrived must be refused; asked once.
+    pub(crate) fn take_illegal(&self) -> bool {
+        self.illegal.load(Ordering::Relaxed) && self.illegal.swap(false, Ordering::Relaxed)
     }
 
     /// A head is whole.
@@ -91,7 +108,7 @@ impl Progress {
         if self.unread.load(Ordering::Relaxed) > 0 && since(moved) > patience.unread {
             return Some(Reaped::Stalled);
         }
-        let idle = self.requests.load(Ordering::Relaxed) == 0 && head == 0;
+        let idle = self.is_idle() && head == 0;
         (idle && since(moved) > patience.idle).then_some(Reaped::Idle)
     }
 }

@@ -50,6 +50,7 @@ labels! {
         Host = "host",
         TransferEncoding = "transfer_encoding",
         ContentLength = "content_length",
+        Framing = "framing",
         Target = "target",
         TooManyFields = "header_fields",
         OwnPort = "own_port",
@@ -99,7 +100,7 @@ impl<const N: usize> Family<N> {
 pub(crate) struct Stats {
     connections: [Family<3>; 2],
     connections_open: Family<2>,
-    refused: Family<7>,
+    refused: Family<8>,
     reaped: Family<3>,
     exports: [Family<5>; 2],
     connects: Family<3>,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use throughline_core::classify::{Direction, Failure, Outcome};
@@ -122,8 +122,9 @@ where
         return Ok(Request::from_parts(head, body));
     }
     let body = if wanted == Wanted::MaybePush {
-        if unfit.is_some() {
-            return Ok(Request::from_parts(head, Resumed::untouched(body))); // most JSON requests are no push
+        // Most JSON requests are no push, and a push does not wait to be asked for its body.
+        if unfit.is_some() || head.headers.contains_key(EXPECT) {
+            return Ok(Request::from_parts(head, Resumed::untouched(body)));
         }
         let (first, body) = messages::beginning(body).await.map_err(|_| ())?;
         if !looks_like_push(&first) {
@@ -201,10 +202,11 @@ struct Live {
 impl Live {
     fn begin<B>(connection: &Arc<Connection>, request: &mut Request<B>) -> Self {
         let sidecar = &connection.sidecar;
-        let logged = sidecar
-            .access_log
-            .is_on()
-            .then(|| access_log::Request { method: request.method().clone(), uri: request.uri().clone() });
+        let logged = sidecar.access_log.is_on().then(|| {
+            let bytes_in = access_log::BytesIn::default();
+            request.extensions_mut().insert(bytes_in.clone());
+            access_log::Request { method: request.method().clone(), uri: request.uri().clone(), bytes_in }
+        });
         // A copy of the handle only: the bytes of both stay where they are.
         let (method, uri, version) = (request.method().clone(), request.uri().clone(), request.version());
         let host = match uri.authority() {
@@ -317,8 +319,9 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        // Nobody else ended it: whoever asked went away.
-        self.end(Outcome::CallerGone);
+        // Nobody else ended it: whoever asked went away, or we did.
+        let cut = *self.connection.sidecar.cut.borrow();
+        self.end(if cut { Outcome::Drained } else { Outcome::CallerGone });
     }
 }
 
@@ -391,9 +394,14 @@ where
 fn carry(tunnel: Tunnel, mut live: Live) {
     tokio::spawn(async move {
         let sidecar = Arc::clone(&live.connection.sidecar);
-        let outcome = match tunnel.run(&sidecar).await {
-            Ok(()) => Outcome::Complete,
-            Err(failure) => Outcome::Failed { failure, answered: None },
+        // Held until the exchange is ended: a drain waits for it.
+        let Ok(_place) = sidecar.tunnels.try_acquire() else {
+            return live.end(Outcome::Failed { failure: Failure::Overload, answered: None });
+        };
+        let outcome = match sidecar.until_cut(tunnel.run(&sidecar)).await {
+            Some(Ok(())) => Outcome::Complete,
+            Some(Err(failure)) => Outcome::Failed { failure, answered: None },
+            None => Outcome::Drained,
         };
         live.end(outcome);
     });

@@ -41,6 +41,8 @@ pub struct Exchange {
     peer: Option<Peer>,
     /// Whether the caller is a sidecar, who may be told things that an application must not see.
     caller_is_sidecar: bool,
+    /// Whether an outbound request goes to a destination inside the mesh.
+    inside: bool,
     grpc: bool,
     grpc_status: Option<GrpcStatus>,
     http_status: Option<u16>,
@@ -106,8 +108,8 @@ impl Exchange {
             return;
         }
         if let Some(value) = carrier.get(header::PEER) {
-            if self.direction == Direction::Outbound {
-                self.peer = Peer::parse(value);
+            if self.direction == Direction::Outbound && self.inside {
+                self.peer = Peer::parse(value); // who is outside may call himself what he likes
             }
             carrier.remove(header::PEER);
         }
@@ -178,8 +180,10 @@ impl Exchange {
             Some(ErrorType::Code(code)) => attributes.text(attribute::ERROR_TYPE, code_text(code).as_bytes()),
             None => {}
         }
-        if outcome == Outcome::CallerGone {
-            attributes.text(attribute::END, b"caller_gone");
+        match outcome {
+            Outcome::CallerGone => attributes.text(attribute::END, b"caller_gone"),
+            Outcome::Drained => attributes.text(attribute::END, b"drained"),
+            Outcome::Complete | Outcome::Failed { .. } => {}
         }
         if let (Direction::Outbound, Some(peer)) = (self.direction, &self.peer) {
             attributes.text(attribute::PEER_SERVICE, peer.service.as_bytes());

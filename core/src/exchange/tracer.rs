@@ -212,6 +212,7 @@ impl Tracer {
             operation: None,
             peer: None,
             caller_is_sidecar: false,
+            inside: false,
             grpc: false,
             grpc_status: None,
             http_status: None,
@@ -313,6 +314,7 @@ impl Tracer {
             Destination::Routed => true,
             Destination::Named => self.config.mesh.inside(head.host_and_port().0),
         };
+        exchange.inside = inside;
 
         let mut trace = self.continue_or_start(&reading, ids);
         if let Some(context) = reading.context {
@@ -698,6 +700,9 @@ fn erase_if_overridden(context: &Context, trace: &Trace, list: &mut Vec<u8>) {
     }
 }
 
+/// Bytes of our own member of `tracestate` with its comma: `tl=` and sixteen digits.
+const OWN_MEMBER_BYTES: usize = 20;
+
 /// What was taken from the inbound exchange because the application did not forward it.
 #[derive(Clone, Copy, Default, Debug)]
 struct Restored {
@@ -723,6 +728,18 @@ fn restore(inbound: &Inbound, seen: &Seen<'_>, inside: bool, exchange: &mut Exch
     if seen.baggage.is_empty() && !luggage.baggage.is_empty() {
         exchange.buffers.baggage.extend_from_slice(&luggage.baggage);
         restored.baggage = true;
+    }
+    // A list that was full had to let its last members go for our own: they come back too.
+    let list = &exchange.buffers.tracestate;
+    let was_cut = luggage.tracestate.len() > list.len() && luggage.tracestate.starts_with(list);
+    let was_full = || {
+        tracestate::members(&luggage.tracestate).count() >= limits::TRACESTATE_MEMBERS_MAX
+            || luggage.tracestate.len() + OWN_MEMBER_BYTES > limits::TRACESTATE_BYTES_MAX
+    };
+    if was_cut && !seen.tracestate.is_empty() && was_full() {
+        exchange.buffers.tracestate.clear();
+        exchange.buffers.tracestate.extend_from_slice(&luggage.tracestate);
+        restored.tracestate = true;
     }
     if seen.tracestate.is_empty() && !luggage.tracestate.is_empty() {
         exchange.buffers.tracestate.extend_from_slice(&luggage.tracestate);

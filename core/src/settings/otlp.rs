@@ -67,8 +67,8 @@ impl Settings {
             // A signal's own endpoint is used as it is; without a path that is the root.
             (Protocol::HttpProtobuf, _, Some(own)) if own.path.is_empty() => "/".to_owned(),
             (Protocol::HttpProtobuf, _, Some(own)) => own.path.clone(),
-            (Protocol::HttpProtobuf, Signal::Traces, None) => endpoint.path.clone() + "/v1/traces",
-            (Protocol::HttpProtobuf, Signal::Metrics, None) => endpoint.path.clone() + "/v1/metrics",
+            (Protocol::HttpProtobuf, Signal::Traces, None) => base(endpoint) + "/v1/traces",
+            (Protocol::HttpProtobuf, Signal::Metrics, None) => base(endpoint) + "/v1/metrics",
         };
         // `insecure` counts only where the scheme is left out.
         let tls = endpoint.tls.unwrap_or(self.otlp_insecure == Some(false));
@@ -88,6 +88,11 @@ impl Settings {
             timeout_ms: own_timeout.unwrap_or(self.otlp_timeout_ms),
         }
     }
+}
+
+/// The base that a signal's path is appended to, without a slash at its end.
+fn base(endpoint: &Endpoint) -> String {
+    endpoint.path.trim_end_matches('/').to_owned()
 }
 
 #[cfg(test)]

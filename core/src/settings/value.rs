@@ -361,7 +361,7 @@ pub struct Endpoint {
     pub host: String,
     /// The port, when it is said.
     pub port: Option<u16>,
-    /// Path, beginning with `/`, without a trailing one; empty for none.
+    /// Path as written, beginning with `/`; empty for none.
     pub path: String,
 }
 
@@ -386,7 +386,7 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, Want> {
     if path.bytes().any(|byte| !byte.is_ascii_graphic() || b"?#".contains(&byte)) {
         return Err(want());
     }
-    Ok(Endpoint { tls, host, port, path: path.trim_end_matches('/').to_owned() })
+    Ok(Endpoint { tls, host, port, path: path.to_owned() })
 }
 
 #[cfg(test)]
@@ -414,7 +414,7 @@ mod tests {
                 Some(true),
                 "otlp.example.com",
                 None,
-                "/otlp/v1/traces",
+                "/otlp/v1/traces/",
             ),
             (
                 "otel-collector.observability.svc:4317",

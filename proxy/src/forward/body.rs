@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use throughline_core::classify::Failure;
 
 use super::pool::Lease;
+use crate::access_log::BytesIn;
 use crate::messages::Resumed;
 
 /// What became of a request's body.
@@ -41,19 +42,30 @@ impl UploadState {
     }
 }
 
+/// Ends when the body may be sent.
+pub(super) type Patience = crate::Boxed<()>;
+
 /// A request's body.
-#[derive(Debug)]
 pub(crate) struct Upload {
     body: Resumed<Incoming>,
     state: UploadState,
+    counted: Option<BytesIn>,
+    patience: Option<Patience>,
 }
 
 impl Upload {
     /// Watches the body of a request. One that is empty needs no watching, and no memory for it.
-    pub(super) fn wrap(request: Request<Resumed<Incoming>>) -> (Request<Self>, UploadState) {
+    pub(super) fn wrap(mut request: Request<Resumed<Incoming>>) -> (Request<Self>, UploadState) {
         let state = UploadState((!request.body().is_end_stream()).then(Arc::default));
         let watched = state.clone();
-        (request.map(|body| Self { body, state: watched }), state)
+        let counted = request.extensions_mut().remove();
+        (request.map(|body| Self { body, state: watched, counted, patience: None }), state)
+    }
+
+    /// Holds the body back until the upstream asks for it, for a caller that waits to be asked
+    /// (RFC 9110 §10.1.1).
+    pub(super) fn wait_for(&mut self, asked: Patience) {
+        self.patience = Some(asked);
     }
 }
 
@@ -65,7 +77,14 @@ impl Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(asked) = &mut self.patience {
+            ready!(asked.as_mut().poll(cx));
+            self.patience = None;
+        }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let (Some(counted), Some(Ok(frame))) = (&self.counted, &frame) {
+            counted.add(frame.data_ref().map_or(0, Bytes::len));
+        }
         match &frame {
             None => self.state.set(WHOLE),
             Some(Err(_)) => self.state.set(CALLER_FAILED),

@@ -1,6 +1,6 @@
 //! Hop-by-hop fields: what belongs to one connection goes no further (RFC 9110 §7.6.1).
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{Request, Version};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -12,6 +12,11 @@ pub(super) fn wants_upgrade<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11
         && request.headers().contains_key(UPGRADE)
         && request.headers().get_all(CONNECTION).iter().any(|value| names(value, "upgrade"))
+}
+
+/// Whether the caller keeps its body until it is asked for it (RFC 9110 §10.1.1).
+pub(super) fn waits_to_be_asked<B>(request: &Request<B>) -> bool {
+    request.headers().get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 fn names(value: &HeaderValue, option: &str) -> bool {

@@ -2,6 +2,7 @@
 //! from the pool or makes one, keeps hop-by-hop fields to their hop. Knows nothing of traces. A request is
 //! sent at most once.
 
+mod asked;
 mod body;
 mod dial;
 mod headers;

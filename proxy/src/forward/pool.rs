@@ -16,6 +16,7 @@ use throughline_core::classify::Failure;
 use throughline_core::settings::{Authority, Endpoint, FixedRoute, Settings};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::asked::{Asked, Listening};
 use super::body::{FromUpstream, Upload, UploadState};
 use super::dial::dial;
 use crate::sidecar::{OwnPorts, Sidecar};
@@ -66,16 +67,30 @@ pub(super) struct Upstream {
     http2: Mutex<Vec<Shared>>,
 }
 
+/// An HTTP/1.1 connection, and whether its upstream asks for a body that is held back.
+pub(super) struct Sender {
+    send: http1::SendRequest<Upload>,
+    asked: Arc<Asked>,
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "closed: {}", self.send.is_closed())
+    }
+}
+
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<Upload>,
+    sender: Sender,
     since: Instant,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Shared {
     sender: http2::SendRequest<Upload>,
     streams: Arc<AtomicUsize>,
+    /// How often `tidy` found it without a stream since the last one.
+    idle_ticks: AtomicUsize,
 }
 
 /// What an answer holds of its connection until it is read.
@@ -83,7 +98,7 @@ struct Shared {
 pub(super) enum Lease {
     Http1 {
         upstream: Arc<Upstream>,
-        sender: Option<http1::SendRequest<Upload>>,
+        sender: Option<Sender>,
         upload: UploadState,
     },
     Http2 {
@@ -108,7 +123,7 @@ impl Lease {
         if let Self::Http1 { upstream, sender, upload } = self
             && let Some(sender) = sender.take()
             && upload.is_whole()
-            && !sender.is_closed()
+            && !sender.send.is_closed()
         {
             upstream.keep(sender);
         }
@@ -116,7 +131,7 @@ impl Lease {
 }
 
 impl Upstream {
-    fn keep(&self, sender: http1::SendRequest<Upload>) {
+    fn keep(&self, sender: Sender) {
         let mut idle = locked(&self.idle);
         if idle.len() >= IDLE_MAX {
             idle.remove(0); // the one that waited longest
@@ -125,14 +140,14 @@ impl Upstream {
     }
 
     /// The newest idle connection that still stands.
-    fn take(&self, idle_max: Duration) -> Option<http1::SendRequest<Upload>> {
+    fn take(&self, idle_max: Duration) -> Option<Sender> {
         let mut idle = locked(&self.idle);
         while let Some(Idle { sender, since }) = idle.pop() {
             if since.elapsed() > idle_max {
                 idle.clear(); // the others are older still
                 return None;
             }
-            if !sender.is_closed() {
+            if !sender.send.is_closed() {
                 return Some(sender);
             }
         }
@@ -156,7 +171,18 @@ impl Upstream {
 }
 
 impl Shared {
+    fn new(sender: http2::SendRequest<Upload>) -> Self {
+        Self { sender, streams: Arc::default(), idle_ticks: AtomicUsize::new(0) }
+    }
+
+    fn is_wanted(&self) -> bool {
+        let in_use = self.streams.load(Ordering::Relaxed) > 0;
+        let spared = in_use || self.idle_ticks.fetch_add(1, Ordering::Relaxed) == 0;
+        spared && !self.sender.is_closed()
+    }
+
     fn count(&self) -> StreamCount {
+        self.idle_ticks.store(0, Ordering::Relaxed);
         self.streams.fetch_add(1, Ordering::Relaxed);
         StreamCount(Arc::clone(&self.streams))
     }
@@ -246,18 +272,22 @@ impl Upstreams {
         mut request: Request<Upload>,
         upload: &UploadState,
     ) -> Result<Response<FromUpstream>, Failure> {
+        let waits = super::headers::waits_to_be_asked(&request);
         loop {
             let (mut sender, kept) = match upstream.take(self.idle_max) {
                 Some(sender) => (sender, true),
                 None => (self.connect_http1(sidecar, to).await?, false),
             };
-            if sender.ready().await.is_err() {
+            if sender.send.ready().await.is_err() {
                 if kept {
                     continue; // it closed while it was idle: not a byte was sent on it
                 }
                 return Err(Failure::ConnectionReset);
             }
-            match sender.try_send_request(request).await {
+            if waits {
+                request.body_mut().wait_for(sender.asked.wait());
+            }
+            match sender.send.try_send_request(request).await {
                 Ok(response) => {
                     let lease =
                         |sender| Lease::Http1 { upstream, sender: Some(sender), upload: upload.clone() };
@@ -283,7 +313,7 @@ impl Upstreams {
             Some(shared) => shared,
             None => {
                 let sender = self.connect_http2(sidecar, to).await?;
-                let shared = Shared { sender: sender.clone(), streams: Arc::default() };
+                let shared = Shared::new(sender.clone());
                 let stream = shared.count();
                 locked(&upstream.http2).push(shared);
                 (sender, stream)
@@ -304,7 +334,7 @@ impl Upstreams {
             Kind::Http1 => upstream.keep(self.handshake_http1(stream).await?),
             Kind::Http2 => {
                 let sender = self.handshake_http2(stream).await?;
-                locked(&upstream.http2).push(Shared { sender, streams: Arc::default() });
+                locked(&upstream.http2).push(Shared::new(sender));
             }
         }
         Ok(())
@@ -329,16 +359,12 @@ impl Upstreams {
     pub(crate) fn tidy(&self) {
         for upstream in locked(&self.upstreams).values() {
             locked(&upstream.idle)
-                .retain(|idle| idle.since.elapsed() <= self.idle_max && !idle.sender.is_closed());
-            locked(&upstream.http2).retain(|connection| !connection.sender.is_closed());
+                .retain(|idle| idle.since.elapsed() <= self.idle_max && !idle.sender.send.is_closed());
+            locked(&upstream.http2).retain(Shared::is_wanted);
         }
     }
 
-    async fn connect_http1(
-        &self,
-        sidecar: &Sidecar,
-        to: &Authority,
-    ) -> Result<http1::SendRequest<Upload>, Failure> {
+    async fn connect_http1(&self, sidecar: &Sidecar, to: &Authority) -> Result<Sender, Failure> {
         let stream = dial(sidecar, to).await?;
         match self.tls(to, Kind::Http1) {
             None => self.handshake_http1(stream).await,
@@ -358,17 +384,19 @@ impl Upstreams {
         }
     }
 
-    async fn handshake_http1<T>(&self, stream: T) -> Result<http1::SendRequest<Upload>, Failure>
+    async fn handshake_http1<T>(&self, stream: T) -> Result<Sender, Failure>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (sender, connection) = http1::Builder::new()
+        let asked = Arc::<Asked>::default();
+        let stream = Listening { stream, asked: Arc::clone(&asked) };
+        let (send, connection) = http1::Builder::new()
             .max_buf_size(self.head_bytes_max.max(64 * 1024))
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failure(&error))?;
         tokio::spawn(connection.with_upgrades());
-        Ok(sender)
+        Ok(Sender { send, asked })
     }
 
     async fn handshake_http2<T>(&self, stream: T) -> Result<http2::SendRequest<Upload>, Failure>

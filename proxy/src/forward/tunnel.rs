@@ -2,7 +2,10 @@
 //! cleartext HTTP inside a CONNECT is served like any other.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -10,14 +13,20 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use throughline_core::classify::Failure;
 use throughline_core::settings::Authority;
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::{Kind, dial, named};
 use crate::listener::{Prefixed, Speaks, detect};
 use crate::sidecar::{Connection, Sidecar};
 use crate::stall::Progress;
 use crate::stats::{Connect, Protocol};
+
+/// Bytes read at once from a caller's end of a tunnel.
+const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
+/// How long a tunnel stays half open, without a byte, after its upstream is done.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Two ends that switched the protocol.
 #[derive(Debug)]
@@ -31,13 +40,55 @@ impl Tunnel {
         Self { caller, upstream }
     }
 
-    /// Carries bytes both ways until both ends are done.
+    /// Carries bytes both ways until both ends are done, or one has been for a while.
     pub(crate) async fn run(self, sidecar: &Sidecar) -> Result<(), Failure> {
         let (caller, upstream) =
             tokio::try_join!(self.caller, self.upstream).map_err(|_| Failure::ConnectionReset)?;
-        let (mut caller, mut upstream) = (TokioIo::new(caller), TokioIo::new(upstream));
-        let carried = copy_bidirectional(&mut caller, &mut upstream).await;
-        settle(carried, sidecar)
+        settle(carry(TokioIo::new(caller), TokioIo::new(upstream)).await, sidecar)
+    }
+}
+
+/// Carries bytes both ways. A caller that has said all it has to say may wait for the answer as long as it
+/// likes; once the upstream is done, a caller that says nothing more has [`LAST_WORDS`] to go.
+async fn carry<A, B>(caller: A, upstream: B) -> io::Result<(u64, u64)>
+where
+    A: AsyncRead + AsyncWrite,
+    B: AsyncRead + AsyncWrite,
+{
+    let (mut from_caller, mut to_caller) = split(caller);
+    let (mut from_upstream, mut to_upstream) = split(upstream);
+    let there = AtomicU64::new(0);
+    let mut onward = pin!(async {
+        let mut buffer = vec![0; TUNNEL_BUFFER_BYTES];
+        loop {
+            let read = from_caller.read(&mut buffer).await?;
+            if read == 0 {
+                return to_upstream.shutdown().await;
+            }
+            to_upstream.write_all(buffer.get(..read).unwrap_or_default()).await?;
+            there.fetch_add(read as u64, Ordering::Relaxed);
+        }
+    });
+    let mut back = pin!(async {
+        let copied = copy(&mut from_upstream, &mut to_caller).await?;
+        to_caller.shutdown().await?;
+        Ok::<u64, io::Error>(copied)
+    });
+    let copied = tokio::select! {
+        onward = onward.as_mut() => {
+            onward?;
+            return Ok((there.load(Ordering::Relaxed), back.await?));
+        }
+        copied = back.as_mut() => copied?,
+    };
+    loop {
+        let before = there.load(Ordering::Relaxed);
+        match timeout(LAST_WORDS, onward.as_mut()).await {
+            Ok(done) => done?,
+            Err(_) if there.load(Ordering::Relaxed) > before => continue,
+            Err(_) => {}
+        }
+        return Ok((there.load(Ordering::Relaxed), copied));
     }
 }
 
@@ -72,11 +123,17 @@ pub(crate) async fn connect(
             return Err(failure);
         }
     };
+    if connection.sidecar.tunnels.available_permits() == 0 {
+        stats.connect(Connect::Failed);
+        return Err(Failure::Overload);
+    }
     stats.connect(Connect::Ok);
     let caller = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
+        let sidecar = Arc::clone(&connection.sidecar);
+        let Ok(_place) = sidecar.tunnels.try_acquire() else { return };
         if let Ok(caller) = caller.await {
-            inside(connection, TokioIo::new(caller), upstream, to).await;
+            let _ = sidecar.until_cut(inside(connection, TokioIo::new(caller), upstream, to)).await;
         }
     });
     let mut response = Response::new(());
@@ -108,7 +165,7 @@ async fn inside(
         Speaks::Opaque => {
             sidecar.stats.connection(connection.side, Protocol::Opaque);
             if upstream.write_all(&first).await.is_ok() {
-                let carried = copy_bidirectional(&mut caller, &mut upstream).await;
+                let carried = carry(caller, upstream).await;
                 let _ = settle(carried.map(|(there, back)| (there + first.len() as u64, back)), sidecar);
             }
             return;

@@ -55,12 +55,14 @@ fn judge(first: &[u8]) -> Option<Speaks> {
     }
 }
 
+type Note = Box<dyn FnMut(&[u8]) + Send>;
+
 /// A stream with bytes put back in front of it.
 pub(crate) struct Prefixed<T> {
     first: Vec<u8>,
     taken: usize,
     stream: T,
-    note: Option<Box<dyn Fn() + Send + Sync>>,
+    note: Option<Note>,
 }
 
 impl<T> Prefixed<T> {
@@ -68,8 +70,8 @@ impl<T> Prefixed<T> {
         Self { first, taken: 0, stream, note: None }
     }
 
-    /// Calls `note` whenever bytes come in.
-    pub(crate) fn noting(mut self, note: impl Fn() + Send + Sync + 'static) -> Self {
+    /// Shows `note` the bytes that come in.
+    pub(crate) fn noting(mut self, note: impl FnMut(&[u8]) + Send + 'static) -> Self {
         self.note = Some(Box::new(note));
         self
     }
@@ -82,6 +84,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        let before = buf.filled().len();
         if this.taken < this.first.len() {
             let rest = this.first.get(this.taken..).unwrap_or_default();
             let now = rest.get(..buf.remaining()).unwrap_or(rest);
@@ -91,14 +94,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Prefixed<T> {
                 (this.first, this.taken) = (Vec::new(), 0);
             }
         } else {
-            let before = buf.filled().len();
             std::task::ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
             if buf.filled().len() == before {
                 return Poll::Ready(Ok(()));
             }
         }
-        if let Some(note) = &this.note {
-            note();
+        if let Some(note) = &mut this.note {
+            note(buf.filled().get(before..).unwrap_or_default());
         }
         Poll::Ready(Ok(()))
     }

@@ -2,6 +2,7 @@
 //! connections: beyond the bound, callers wait in the kernel's queue.
 
 mod detect;
+mod head;
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tower::Service;
 
 pub(crate) use detect::{Prefixed, Speaks, detect};
+use head::HeadScan;
 
 use crate::forward;
 use crate::sidecar::{Connection, Sidecar};
@@ -169,7 +171,13 @@ async fn serve_until_drained<T>(
     } else {
         connection.sidecar.stats.connection(connection.side, Protocol::Http1);
         let noted = Arc::clone(&connection);
-        let stream = stream.noting(move || noted.progress.received());
+        let mut scan = HeadScan::default();
+        let stream = stream.noting(move |bytes| {
+            noted.progress.received();
+            if scan.feed(bytes, noted.progress.is_idle()) {
+                noted.progress.head_is_illegal();
+            }
+        });
         let mut builder = http1::Builder::new();
         builder.auto_date_header(false).header_read_timeout(None).max_buf_size(head_bytes.max(8192));
         if settings.header_fields_max > 100 {
@@ -201,9 +209,11 @@ async fn watch_over<S, E>(
     };
     let mut drained = std::pin::pin!(drained);
     let mut finishing = false;
+    let mut cut = connection.sidecar.cut.subscribe();
     loop {
         tokio::select! {
             _ = served.as_mut() => return,
+            _ = cut.wait_for(|cut| *cut), if finishing => return,
             () = drained.as_mut(), if !finishing => {
                 finish(served.as_mut());
                 finishing = true;
@@ -230,9 +240,12 @@ where
     let under_way = UnderWay::begin(&connection);
     let response = match (request.method() == Method::CONNECT, connection.side) {
         (false, _) => stack.call(request).await?,
-        (true, Side::Outbound) => match forward::connect(connection, request).await {
-            Ok(response) => response.map(|()| Body::empty()),
-            Err(failure) => in_place_of_upstream(failure),
+        (true, Side::Outbound) => match crate::conform::refuse(&connection, &request) {
+            Some(refused) => refused,
+            None => match forward::connect(connection, request).await {
+                Ok(response) => response.map(|()| Body::empty()),
+                Err(failure) => in_place_of_upstream(failure),
+            },
         },
         (true, Side::Inbound) => {
             connection.sidecar.stats.refused(Refusal::Method);
