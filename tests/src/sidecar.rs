@@ -1,0 +1,427 @@
+//! The sidecar as a real process: started with flags and environment as a user would, ready when it says so,
+//! ended by its own process id. What it wrote is kept, and shown when a scenario fails.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::books::Books;
+use crate::wait::{eventually, within};
+
+/// Which build of the sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// `THROUGHLINE_PROXY_BIN`, else `target/quick/throughline-proxy`.
+    Quick,
+    /// `THROUGHLINE_PROXY_DEBUG_BIN`, else `target/debug/throughline-proxy`: overflow checks, debug assertions.
+    Debug,
+}
+
+impl Build {
+    /// Where the binary is, if it is.
+    pub fn path(self) -> Option<PathBuf> {
+        let (variable, folder) = match self {
+            Build::Quick => ("THROUGHLINE_PROXY_BIN", "quick"),
+            Build::Debug => ("THROUGHLINE_PROXY_DEBUG_BIN", "debug"),
+        };
+        let named = std::env::var_os(variable).map(PathBuf::from);
+        let path = named.unwrap_or_else(|| workspace().join("target").join(folder).join("throughline-proxy"));
+        path.is_file().then_some(path)
+    }
+
+    fn must(self) -> PathBuf {
+        self.path().unwrap_or_else(|| {
+            panic!(
+                "no sidecar to test: build it with `cargo build --profile quick -p throughline-proxy`, or name \
+                 one by THROUGHLINE_PROXY_BIN (debug build: THROUGHLINE_PROXY_DEBUG_BIN)"
+            )
+        })
+    }
+}
+
+/// The root of the workspace.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_owned()
+}
+
+/// How a sidecar is to be started.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    name: String,
+    build: Build,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    hosts: Option<PathBuf>,
+}
+
+impl Plan {
+    /// A sidecar with no settings at all.
+    pub fn bare(name: &str) -> Plan {
+        Plan {
+            name: name.to_owned(),
+            build: Build::Quick,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            hosts: None,
+        }
+    }
+
+    /// A sidecar whose three ports are free ones of loopback, before an application at `upstream`.
+    pub fn before(name: &str, upstream: SocketAddr) -> Plan {
+        Plan::bare(name)
+            .flag("inbound-listen", "127.0.0.1:0")
+            .flag("inbound-upstream", upstream)
+            .flag("outbound-listen", "127.0.0.1:0")
+            .flag("admin-listen", "127.0.0.1:0")
+            .environment("OTEL_SERVICE_NAME", name)
+            .environment("OTEL_BSP_SCHEDULE_DELAY", "50")
+    }
+
+    /// A sidecar with an outbound and an admin side only.
+    pub fn outbound_only(name: &str) -> Plan {
+        Plan::bare(name)
+            .flag("outbound-listen", "127.0.0.1:0")
+            .flag("admin-listen", "127.0.0.1:0")
+            .environment("OTEL_SERVICE_NAME", name)
+            .environment("OTEL_BSP_SCHEDULE_DELAY", "50")
+    }
+
+    /// Sets a flag; a flag that was set before is replaced.
+    pub fn flag(mut self, name: &str, value: impl std::fmt::Display) -> Plan {
+        let flag = format!("--{name}");
+        if let Some(at) = self.arguments.iter().position(|argument| *argument == flag) {
+            self.arguments.drain(at..at + 2);
+        }
+        self.arguments.extend([flag, value.to_string()]);
+        self
+    }
+
+    /// Adds an argument as it is.
+    pub fn argument(mut self, argument: impl Into<String>) -> Plan {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Removes a flag.
+    pub fn without(mut self, name: &str) -> Plan {
+        let flag = format!("--{name}");
+        if let Some(at) = self.arguments.iter().position(|argument| *argument == flag) {
+            self.arguments.drain(at..at + 2);
+        }
+        self
+    }
+
+    /// Sets an environment variable; the process gets no others but `PATH`.
+    pub fn environment(mut self, name: &str, value: impl std::fmt::Display) -> Plan {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Chooses the build.
+    pub fn build(mut self, build: Build) -> Plan {
+        self.build = build;
+        self
+    }
+
+    /// Gives the process, in a mount namespace of its own, this file as `/etc/hosts`.
+    pub fn hosts(mut self, file: &Path) -> Plan {
+        self.hosts = Some(file.to_owned());
+        self
+    }
+
+    /// Starts the process and waits until it says that it is ready.
+    pub async fn start(self) -> Sidecar {
+        let mut running = self.spawn();
+        let ready = running.ready().await;
+        let address = |side: &str| ready[side].as_str().and_then(|text| text.parse().ok());
+        Sidecar {
+            inbound: address("inbound"),
+            outbound: address("outbound"),
+            admin: address("admin").unwrap_or_else(|| panic!("no admin address in {ready}")),
+            running,
+        }
+    }
+
+    /// Starts the process and waits until it ends by itself.
+    pub async fn ends(self) -> Ended {
+        let mut running = self.spawn();
+        let code = running.exit().await;
+        running.ended(code).await
+    }
+
+    fn spawn(self) -> Running {
+        let binary = self.build.must();
+        let mut command = match &self.hosts {
+            None => Command::new(&binary),
+            Some(file) => {
+                let mut command = Command::new("unshare");
+                command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+                command.arg(r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#);
+                command.arg("sh").arg(file).arg(&binary);
+                command
+            }
+        };
+        command.args(&self.arguments).env_clear().envs(self.environment.iter().cloned());
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        Running::spawn(&self.name, command)
+    }
+}
+
+/// A process that ended by itself.
+#[derive(Debug)]
+pub struct Ended {
+    /// The exit status; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to stderr.
+    pub stderr: Vec<String>,
+    /// What it wrote to stdout.
+    pub stdout: Vec<String>,
+}
+
+/// A ready sidecar.
+#[derive(Debug)]
+pub struct Sidecar {
+    inbound: Option<SocketAddr>,
+    outbound: Option<SocketAddr>,
+    /// Its admin port.
+    pub admin: SocketAddr,
+    running: Running,
+}
+
+impl Sidecar {
+    /// Its inbound port.
+    pub fn inbound(&self) -> SocketAddr {
+        self.inbound.expect("a sidecar with an inbound side")
+    }
+
+    /// Its outbound port.
+    pub fn outbound(&self) -> SocketAddr {
+        self.outbound.expect("a sidecar with an outbound side")
+    }
+
+    /// Whether it has an outbound port.
+    pub fn has_outbound(&self) -> bool {
+        self.outbound.is_some()
+    }
+
+    /// A URL at its inbound port.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.inbound())
+    }
+
+    /// A URL at its admin port.
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
+    }
+
+    /// Its numbers, which must balance.
+    pub async fn books(&self) -> Books {
+        let books = Books::of(self.admin).await;
+        books.assert_balanced();
+        books
+    }
+
+    /// Waits until its numbers, which must balance at every look, are as wanted.
+    pub async fn books_when(&self, what: &str, wanted: impl Fn(&Books) -> bool) -> Books {
+        eventually(what, || async {
+            let books = self.books().await;
+            wanted(&books).then_some(books)
+        })
+        .await
+    }
+
+    /// Its resident memory in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// The most resident memory that it ever had, in KiB.
+    pub fn peak_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    fn memory_kib(&self, row: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.running.child.id()));
+        let status = status.expect("the process runs");
+        let line = status.lines().find(|line| line.starts_with(row)).expect(row);
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.running.child.id());
+        std::fs::read_dir(folder).expect("the process runs").count()
+    }
+
+    /// Asks the process to end (SIGTERM).
+    pub fn terminate(&self) {
+        self.running.signal("TERM");
+    }
+
+    /// Waits until the process has ended; its exit status.
+    pub async fn exit(&mut self) -> Option<i32> {
+        self.running.exit().await
+    }
+
+    /// SIGTERM; the exit must be clean and nothing may have panicked.
+    pub async fn end(mut self) -> Ended {
+        self.terminate();
+        let code = self.exit().await;
+        let ended = self.running.ended(code).await;
+        assert_eq!(code, Some(0), "{} did not end cleanly", self.running.name);
+        let panicked = ended.stderr.iter().find(|line| line.contains("panicked at"));
+        assert!(panicked.is_none(), "{} panicked: {panicked:?}", self.running.name);
+        ended
+    }
+
+    /// Waits for a line of stdout, read as JSON.
+    pub async fn access_line(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.running.stdout.json("an access log line", wanted).await
+    }
+
+    /// Waits for a line of stdout.
+    pub async fn printed(&self, wanted: impl Fn(&str) -> bool) -> String {
+        self.running.stdout.line("a printed line", |line| wanted(line).then(|| line.to_owned())).await
+    }
+
+    /// Everything on stdout so far.
+    pub fn stdout(&self) -> Vec<String> {
+        self.running.stdout.now()
+    }
+
+    /// Everything on stderr so far.
+    pub fn stderr(&self) -> Vec<String> {
+        self.running.stderr.now()
+    }
+
+    /// Waits for a line of its own log.
+    pub async fn logged(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.running.stderr.json("a log line", wanted).await
+    }
+}
+
+/// A child process and what it writes. Killed, by its own id, when the scenario is over.
+#[derive(Debug)]
+pub(crate) struct Running {
+    name: String,
+    child: Child,
+    pub(crate) stdout: Lines,
+    stderr: Lines,
+}
+
+impl Running {
+    pub(crate) fn spawn(name: &str, mut command: Command) -> Running {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        let stdout = Lines::of(child.stdout.take().expect("piped"));
+        let stderr = Lines::of(child.stderr.take().expect("piped"));
+        Running { name: name.to_owned(), child, stdout, stderr }
+    }
+
+    async fn ready(&mut self) -> Value {
+        let is_ready = |line: &str| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            (line["message"] == "ready").then_some(line)
+        };
+        let (name, stderr) = (self.name.clone(), self.stderr.clone());
+        tokio::select! {
+            ready = stderr.line("the line that says ready", is_ready) => ready,
+            code = self.exit() => panic!("{name} ended with {code:?} instead of getting ready"),
+        }
+    }
+
+    pub(crate) async fn ended(&self, code: Option<i32>) -> Ended {
+        Ended { code, stderr: self.stderr.all().await, stdout: self.stdout.all().await }
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("sh").args(["-c", r#"kill -s "$1" "$2""#, "sh", signal, &id]).status();
+        assert!(sent.expect("sh runs").success(), "no {signal} for {}", self.name);
+    }
+
+    pub(crate) async fn exit(&mut self) -> Option<i32> {
+        let what = format!("the end of {}", self.name);
+        let child = Mutex::new(&mut self.child);
+        let ended = eventually(&what, || async {
+            child.lock().expect("one waiter").try_wait().expect("a child of ours")
+        });
+        ended.await.code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- stderr of {}:", self.name);
+            self.stderr.now().iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// The lines that a process has written so far.
+#[derive(Clone, Debug)]
+pub(crate) struct Lines {
+    so_far: watch::Receiver<Written>,
+}
+
+#[derive(Debug, Default)]
+struct Written {
+    lines: Arc<Vec<String>>,
+    over: bool,
+}
+
+impl Lines {
+    fn of(pipe: impl Read + Send + 'static) -> Lines {
+        let (sender, so_far) = watch::channel(Written::default());
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                sender.send_modify(|written| Arc::make_mut(&mut written.lines).push(line));
+            }
+            sender.send_modify(|written| written.over = true);
+        });
+        Lines { so_far }
+    }
+
+    fn now(&self) -> Vec<String> {
+        self.so_far.borrow().lines.to_vec()
+    }
+
+    /// All lines, once the process has closed its end.
+    pub(crate) async fn all(&self) -> Vec<String> {
+        let mut so_far = self.so_far.clone();
+        let over = so_far.wait_for(|written| written.over);
+        within("the end of a process's output", over).await.expect("the reader runs").lines.to_vec()
+    }
+
+    pub(crate) async fn line<T>(&self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
+        let mut so_far = self.so_far.clone();
+        let mut looked_at = 0;
+        within(what, async {
+            loop {
+                let lines = Arc::clone(&so_far.borrow_and_update().lines);
+                if let Some(found) = lines[looked_at..].iter().find_map(|line| wanted(line)) {
+                    return found;
+                }
+                looked_at = lines.len();
+                if so_far.changed().await.is_err() {
+                    panic!("the process closed its output without {what}; it wrote: {lines:#?}");
+                }
+            }
+        })
+        .await
+    }
+
+    async fn json(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.line(what, |line| serde_json::from_str(line).ok().filter(|value| wanted(value))).await
+    }
+}

@@ -1,0 +1,6 @@
+//! The bare wire: what is no HTTP never reaches the application, and nobody can make the sidecar grow.
+
+mod caps;
+mod headers;
+mod heads;
+mod stalls;
