@@ -6,13 +6,16 @@ use std::path::PathBuf;
 pub(crate) const HELP: &str = "\
 throughline-demo: a small shop with one throughline-proxy in front of each service
 
-Starts web, orders, stock, payments and warehouse, sends a few requests with an
-operation, draws each trace in the terminal, and stays up for curl and the browser.
+Starts web, orders, stock, payments, warehouse and shipping, sends a few requests with
+an operation, draws each trace in the terminal, and stays up for curl and the browser.
+Orders reach shipping through Pub/Sub.
 
 usage: throughline-demo [options]
 
   --proxy PATH    the throughline-proxy to run (default: the one beside this program)
   --port N        port of the shop on 127.0.0.1 (default 8080; when it is taken, a free one)
+  --broker WHICH  auto, emulator (Google's, needs java) or own (the demo's, small); default
+                  auto: the emulator where it is installed and ready within 10 s
   --once          draw the traces and exit: 0 when each is whole, 1 when one is not
   --color WHEN    auto, always or never (default auto; auto honours NO_COLOR)
   --help          this text
@@ -38,6 +41,7 @@ pub(crate) struct Options {
     pub(crate) port: u16,
     pub(crate) stay: Stay,
     pub(crate) color: Color,
+    pub(crate) broker: Broker,
 }
 
 /// What follows the demo's own requests.
@@ -47,6 +51,17 @@ pub(crate) enum Stay {
     Once,
     /// Serve the shop and draw further traces until a signal comes.
     UntilSignal,
+}
+
+/// Which Pub/Sub broker stands between orders and shipping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broker {
+    /// Google's emulator where it is installed and soon ready, else the demo's own.
+    Auto,
+    /// Google's emulator, or an error.
+    Emulator,
+    /// The demo's own.
+    Own,
 }
 
 /// When to colour the drawing.
@@ -59,8 +74,13 @@ pub(crate) enum Color {
 
 /// Reads the arguments after the program's name, and reports every mistake at once, one per line.
 pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Asked, String> {
-    let mut options =
-        Options { proxy: None, port: PORT_DEFAULT, stay: Stay::UntilSignal, color: Color::Auto };
+    let mut options = Options {
+        proxy: None,
+        port: PORT_DEFAULT,
+        stay: Stay::UntilSignal,
+        color: Color::Auto,
+        broker: Broker::Auto,
+    };
     let mut mistakes = Vec::new();
     let mut rest = args.into_iter();
     while let Some(arg) = rest.next() {
@@ -82,6 +102,9 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Asked, Str
             "--color" => text(attached.or_else(|| rest.next()), "auto, always or never")
                 .and_then(|value| color(&value))
                 .map(|color| options.color = color),
+            "--broker" => text(attached.or_else(|| rest.next()), "auto, emulator or own")
+                .and_then(|value| broker(&value))
+                .map(|broker| options.broker = broker),
             _ => Err("unknown option; see --help".to_owned()),
         };
         if let Err(mistake) = outcome {
@@ -108,6 +131,15 @@ fn color(value: &str) -> Result<Color, String> {
     }
 }
 
+fn broker(value: &str) -> Result<Broker, String> {
+    match value {
+        "auto" => Ok(Broker::Auto),
+        "emulator" => Ok(Broker::Emulator),
+        "own" => Ok(Broker::Own),
+        _ => Err(format!("\"{value}\" given, want auto, emulator or own")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +150,13 @@ mod tests {
 
     #[test]
     fn no_arguments_mean_a_shop_on_8080_that_stays_up() {
-        let expected = Options { proxy: None, port: 8080, stay: Stay::UntilSignal, color: Color::Auto };
+        let expected = Options {
+            proxy: None,
+            port: 8080,
+            stay: Stay::UntilSignal,
+            color: Color::Auto,
+            broker: Broker::Auto,
+        };
         assert_eq!(parsed(""), Ok(Asked::Run(expected)));
     }
 
@@ -129,9 +167,10 @@ mod tests {
             port: 0,
             stay: Stay::Once,
             color: Color::Never,
+            broker: Broker::Own,
         };
         assert_eq!(
-            parsed("--proxy=/x/throughline-proxy --port 0 --once --color never"),
+            parsed("--proxy=/x/throughline-proxy --port 0 --once --color never --broker=own"),
             Ok(Asked::Run(expected))
         );
     }
@@ -145,8 +184,12 @@ mod tests {
     fn every_mistake_is_reported_with_what_would_be_right() {
         let expected = "--port: \"70000\" given, want a port from 0 to 65535\n\
                         --color=red: \"red\" given, want auto, always or never\n\
+                        --broker: \"kafka\" given, want auto, emulator or own\n\
                         --twice: unknown option; see --help\n\
                         --proxy: want the path of throughline-proxy";
-        assert_eq!(parsed("--port 70000 --color=red --twice --proxy"), Err(expected.to_owned()));
+        assert_eq!(
+            parsed("--port 70000 --color=red --broker kafka --twice --proxy"),
+            Err(expected.to_owned())
+        );
     }
 }

@@ -3,7 +3,10 @@
 //! tracing of its own: what it draws is what the sidecars exported.
 
 mod args;
+mod broker;
 mod call;
+mod demo_broker;
+mod process;
 mod receiver;
 mod screen;
 mod shop;
@@ -24,10 +27,12 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{Asked, Options, Stay};
+use crate::broker::Broker;
+use crate::process::{Pids, Processes};
 use crate::receiver::Receiver;
 use crate::screen::Screen;
 use crate::shop::App;
-use crate::sidecars::{Pids, Plan, Sidecars};
+use crate::sidecars::{Plan, Sidecars};
 use crate::trace::{Expected, Kind, TraceId};
 
 /// The longest wait for the spans of one of the demo's own requests.
@@ -61,30 +66,44 @@ const CHECKING_OUT: &[(&str, Kind)] = &[
     ("payments", Kind::Server),
 ];
 
-const TALES: [Tale; 4] = [
+/// What follows an order that was placed.
+const SHIPPING: &[(&str, Kind)] = &[
+    ("orders", Kind::Producer),
+    ("shipping", Kind::Consumer),
+    ("shipping", Kind::Client),
+    ("warehouse", Kind::Server),
+];
+
+/// What the shop answers without a queue: sent while the broker starts.
+const AT_ONCE: [Tale; 2] = [
     Tale {
         method: "GET",
         target: "/products",
         status: 200,
-        expected: Expected { operation: "browse", spans: BROWSING },
-    },
-    Tale {
-        method: "POST",
-        target: "/checkout",
-        status: 201,
-        expected: Expected { operation: "checkout", spans: CHECKING_OUT },
-    },
-    Tale {
-        method: "POST",
-        target: "/checkout?payment=fail",
-        status: 502,
-        expected: Expected { operation: "checkout", spans: CHECKING_OUT },
+        expected: Expected { operation: "browse", spans: &[BROWSING] },
     },
     Tale {
         method: "GET",
         target: "/search?q=lamp",
         status: 200,
-        expected: Expected { operation: "search", spans: BROWSING },
+        expected: Expected { operation: "search", spans: &[BROWSING] },
+    },
+];
+
+/// What needs the broker.
+const WITH_QUEUE: [Tale; 2] = [
+    Tale {
+        method: "POST",
+        target: "/checkout",
+        status: 201,
+        expected: Expected { operation: "checkout", spans: &[CHECKING_OUT, SHIPPING] },
+    },
+    Tale {
+        method: "POST",
+        // No order is placed, so nothing is published.
+        target: "/checkout?payment=fail",
+        status: 502,
+        expected: Expected { operation: "checkout", spans: &[CHECKING_OUT] },
     },
 ];
 
@@ -162,14 +181,17 @@ fn end_sidecars_on_panic(pids: Pids) {
 async fn demo(options: &Options, pids: Pids) -> Result<(), End> {
     let binary = sidecar_binary(options.proxy.as_deref())?;
     let mut signals = Signals::listen().map_err(|error| format!("no signal handlers: {error}"))?;
-    let mut sidecars = Sidecars::new(binary, pids);
+    let mut sidecars = Sidecars::new(binary, Processes::new(pids.clone()));
+    let mut brokers = Processes::new(pids);
     let screen = Screen::open(options.color);
     let outcome = tokio::select! {
         biased;
         () = signals.any() => screen.say("\nending the sidecars\n").map_err(End::from),
-        outcome = story(options, &screen, &mut sidecars) => outcome,
+        outcome = story(options, &screen, &mut sidecars, &mut brokers) => outcome,
     };
     sidecars.stop(signals.any()).await;
+    // Its messages are the demo's own, so there is nothing to end in order.
+    brokers.kill().await;
     outcome
 }
 
@@ -209,27 +231,56 @@ impl Signals {
     }
 }
 
-async fn story(options: &Options, screen: &Screen, sidecars: &mut Sidecars) -> Result<(), End> {
+async fn story(
+    options: &Options,
+    screen: &Screen,
+    sidecars: &mut Sidecars,
+    brokers: &mut Processes,
+) -> Result<(), End> {
     let receiver = Receiver::start().await.map_err(|error| format!("no OTLP receiver: {error}"))?;
+    let mut broker = Broker::start(options.broker, options.port, brokers).await?;
     let entrance = entrance(options.port, screen).await?;
-    let shop = open_shop(entrance, receiver.address(), sidecars).await?;
+    let shop = open_shop(entrance, receiver.address(), broker.address(), sidecars).await?;
     let sidecars = &*sidecars;
     screen.say(&format!(
         "Throughline demo: a shop of {count} services, one throughline-proxy in front of each.\n\
-         No service makes spans; what follows is what the sidecars exported.\n\n{legend}",
+         No service makes spans; what follows is what the sidecars exported.\n{broker}\n\n{legend}",
         count = sidecars.len(),
+        broker = broker.introduction(),
         legend = waterfall::legend(&screen.look()),
     ))?;
     tokio::select! {
         reason = sidecars.first_end() => Err(End::Failed(reason)),
-        outcome = async {
-            let lacks = send_all(shop, &receiver, screen).await?;
-            match options.stay {
-                Stay::Once if lacks.is_empty() => Ok(()),
-                Stay::Once => Err(End::Failed(lacks.join("\n"))),
-                Stay::UntilSignal => stay_up(shop, &receiver, screen).await,
-            }
-        } => outcome,
+        outcome = scenes(options.stay, shop, &receiver, screen, &mut broker, brokers) => outcome,
+    }
+}
+
+/// The demo's own requests, those that need no queue first; then whatever comes.
+async fn scenes(
+    stay: Stay,
+    shop: Shop,
+    receiver: &Receiver,
+    screen: &Screen,
+    broker: &mut Broker,
+    brokers: &mut Processes,
+) -> Result<(), End> {
+    let stage = Stage { shop, receiver, screen };
+    let ready = async { broker.ready(shop.deliveries, brokers).await.map_err(End::from) };
+    let (mut lacks, news) = tokio::try_join!(stage.send_all(&AT_ONCE), ready)?;
+    if let Some(news) = news {
+        screen.say(&format!("\n{news}\n"))?;
+    }
+    let rest = async {
+        lacks.extend(stage.send_all(&WITH_QUEUE).await?);
+        match stay {
+            Stay::Once if lacks.is_empty() => Ok(()),
+            Stay::Once => Err(End::Failed(lacks.join("\n"))),
+            Stay::UntilSignal => stage.stay_up().await,
+        }
+    };
+    tokio::select! {
+        reason = brokers.first_end() => Err(End::Failed(reason)),
+        outcome = rest => outcome,
     }
 }
 
@@ -248,13 +299,22 @@ async fn entrance(port: u16, screen: &Screen) -> Result<SocketAddr, End> {
     Ok(wanted)
 }
 
+/// Where the shop is reached from outside: the inbound side of two sidecars.
+#[derive(Clone, Copy)]
+struct Shop {
+    entrance: SocketAddr,
+    /// Where the broker pushes to.
+    deliveries: SocketAddr,
+}
+
 /// Starts each service and its sidecar after those that it calls, so that every address is known
-/// by the time that it is needed. Returns where the shop is reached.
+/// by the time that it is needed.
 async fn open_shop(
     entrance: SocketAddr,
     receiver: SocketAddr,
+    broker: SocketAddr,
     sidecars: &mut Sidecars,
-) -> Result<SocketAddr, End> {
+) -> Result<Shop, End> {
     let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let mut reached: Vec<(App, SocketAddr)> = Vec::new();
     for app in App::STARTING_ORDER {
@@ -268,6 +328,7 @@ async fn open_shop(
                 inbound: if app == App::Web { entrance } else { free },
                 upstream: listener.local_addr().map_err(broken)?,
                 routes: &routes,
+                broker: app.publishes().then_some(broker),
                 receiver,
                 tells_trace_id: app == App::Web,
             })
@@ -275,31 +336,66 @@ async fn open_shop(
         tokio::spawn(shop::serve(app, listener, listeners.outbound));
         reached.push((app, listeners.inbound));
     }
-    let web = reached.iter().find(|(app, _)| *app == App::Web).map(|(_, address)| *address);
-    web.ok_or_else(|| End::Failed("the shop has no web service".to_owned()))
+    let address = |wanted: App| {
+        let found = reached.iter().find(|(app, _)| *app == wanted).map(|(_, address)| *address);
+        found.ok_or_else(|| format!("the shop has no {} service", wanted.name()))
+    };
+    Ok(Shop { entrance: address(App::Web)?, deliveries: address(App::Shipping)? })
 }
 
-/// Sends the demo's own requests and draws their traces. Returns what was not as it must be.
-async fn send_all(shop: SocketAddr, receiver: &Receiver, screen: &Screen) -> Result<Vec<String>, End> {
-    let mut lacks = Vec::new();
-    for tale in &TALES {
-        screen.say(&format!("\n$ {}\n", tale.as_curl(shop)))?;
-        let (status, trace) = tale.send(shop).await?;
-        let (spans, lacking) = receiver.await_trace(trace, &tale.expected, WHOLE_TIMEOUT).await;
-        screen.say(&waterfall::draw(&spans, &screen.look()))?;
-        let line = format!("{} {}", tale.method, tale.target);
-        if status != tale.status {
-            lacks.push(format!("{line}: answered {status}, want {}", tale.status));
+/// What a scene plays on.
+struct Stage<'a> {
+    shop: Shop,
+    receiver: &'a Receiver,
+    screen: &'a Screen,
+}
+
+impl Stage<'_> {
+    /// Sends the demo's own requests and draws their traces. Returns what was not as it must be.
+    async fn send_all(&self, tales: &[Tale]) -> Result<Vec<String>, End> {
+        let mut lacks = Vec::new();
+        let Stage { shop, receiver, screen } = *self;
+        for tale in tales {
+            screen.say(&format!("\n$ {}\n", tale.as_curl(shop.entrance)))?;
+            let (status, trace) = tale.send(shop.entrance).await?;
+            let (spans, lacking) = receiver.await_trace(trace, &tale.expected, WHOLE_TIMEOUT).await;
+            screen.say(&waterfall::draw(&spans, &screen.look()))?;
+            let line = format!("{} {}", tale.method, tale.target);
+            if status != tale.status {
+                lacks.push(format!("{line}: answered {status}, want {}", tale.status));
+            }
+            if let Some(lacking) = lacking {
+                let waited = WHOLE_TIMEOUT.as_secs();
+                lacks.push(format!("{line}: trace {trace} is not whole after {waited} s: {lacking}"));
+            }
         }
-        if let Some(lacking) = lacking {
-            let waited = WHOLE_TIMEOUT.as_secs();
-            lacks.push(format!("{line}: trace {trace} is not whole after {waited} s: {lacking}"));
+        for lack in &lacks {
+            screen.say(&format!("\n✗ {lack}\n"))?;
+        }
+        Ok(lacks)
+    }
+
+    /// Draws every further trace when it is finished, until something ends the demo.
+    async fn stay_up(&self) -> Result<(), End> {
+        let Stage { shop, receiver, screen } = *self;
+        let tries: Vec<String> =
+            WITH_QUEUE.iter().map(|tale| format!("  {}\n", tale.as_curl(shop.entrance))).collect();
+        screen.say(&format!(
+            "\nThe shop stays up, and every further trace is drawn here. Try\n\n{}\n\
+             or the page with buttons: http://{}/\n\nCtrl-C ends it.\n",
+            tries.concat(),
+            shop.entrance
+        ))?;
+        loop {
+            for spans in receiver.next_finished(App::Web.name()).await {
+                screen.say(&format!("\n{}", waterfall::draw(&spans, &screen.look())))?;
+            }
+            let dropped = receiver.take_dropped();
+            if dropped > 0 {
+                screen.say(&format!("\n{dropped} spans were dropped: more came than the demo keeps\n"))?;
+            }
         }
     }
-    for lack in &lacks {
-        screen.say(&format!("\n✗ {lack}\n"))?;
-    }
-    Ok(lacks)
 }
 
 impl Tale {
@@ -332,26 +428,6 @@ impl Tale {
     }
 }
 
-/// Draws every further trace when it is finished, until something ends the demo.
-async fn stay_up(shop: SocketAddr, receiver: &Receiver, screen: &Screen) -> Result<(), End> {
-    let tries: Vec<String> =
-        TALES.iter().skip(1).take(2).map(|tale| format!("  {}\n", tale.as_curl(shop))).collect();
-    screen.say(&format!(
-        "\nThe shop stays up, and every further trace is drawn here. Try\n\n{}\n\
-         or the page with buttons: http://{shop}/\n\nCtrl-C ends it.\n",
-        tries.concat()
-    ))?;
-    loop {
-        for spans in receiver.next_finished(App::Web.name()).await {
-            screen.say(&format!("\n{}", waterfall::draw(&spans, &screen.look())))?;
-        }
-        let dropped = receiver.take_dropped();
-        if dropped > 0 {
-            screen.say(&format!("\n{dropped} spans were dropped: more came than the demo keeps\n"))?;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,15 +436,15 @@ mod tests {
     fn the_line_to_try_is_a_curl_command() {
         let shop = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
         assert_eq!(
-            TALES[1].as_curl(shop),
+            WITH_QUEUE[0].as_curl(shop),
             "curl -H 'X-Operation-Name: checkout' -X POST http://127.0.0.1:8080/checkout"
         );
         assert_eq!(
-            TALES[2].as_curl(shop),
+            WITH_QUEUE[1].as_curl(shop),
             "curl -H 'X-Operation-Name: checkout' -X POST 'http://127.0.0.1:8080/checkout?payment=fail'"
         );
         assert_eq!(
-            TALES[0].as_curl(shop),
+            AT_ONCE[0].as_curl(shop),
             "curl -H 'X-Operation-Name: browse' http://127.0.0.1:8080/products"
         );
     }

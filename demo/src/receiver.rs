@@ -161,13 +161,13 @@ fn read(service: &str, span: &otlp::Span) -> Option<Span> {
         kind: match span.kind() {
             otlp::span::SpanKind::Server => Kind::Server,
             otlp::span::SpanKind::Client => Kind::Client,
-            otlp::span::SpanKind::Unspecified
-            | otlp::span::SpanKind::Internal
-            | otlp::span::SpanKind::Producer
-            | otlp::span::SpanKind::Consumer => Kind::Other,
+            otlp::span::SpanKind::Producer => Kind::Producer,
+            otlp::span::SpanKind::Consumer => Kind::Consumer,
+            otlp::span::SpanKind::Unspecified | otlp::span::SpanKind::Internal => Kind::Other,
         },
         name: printable(&span.name),
         operation: text(&span.attributes, "app.operation.name"),
+        topic: text(&span.attributes, "messaging.destination.name"),
         status: number(&span.attributes, "http.response.status_code"),
         error: error.or_else(|| failed.then(|| "error".to_owned())),
         start_ns: span.start_time_unix_nano,
@@ -251,12 +251,24 @@ mod tests {
             kind: Kind::Server,
             name: "POST /orders".to_owned(),
             operation: Some("checkout".to_owned()),
+            topic: None,
             status: Some(502),
             error: Some("502".to_owned()),
             start_ns: 10,
             end_ns: 30,
         };
         assert_eq!(decode(export(sent())), Some(vec![expected]));
+    }
+
+    #[test]
+    fn a_publish_is_a_producer_with_its_topic() {
+        let publish = otlp::Span {
+            kind: otlp::span::SpanKind::Producer.into(),
+            attributes: vec![word("messaging.destination.name", "order.placed")],
+            ..sent()
+        };
+        let span = decode(export(publish)).unwrap().remove(0);
+        assert_eq!((span.kind, span.topic.as_deref()), (Kind::Producer, Some("order.placed")));
     }
 
     #[test]

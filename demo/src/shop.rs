@@ -1,6 +1,7 @@
-//! The shop: five ordinary HTTP services. They know nothing of spans; each copies some of the
+//! The shop: six ordinary HTTP services. They know nothing of spans; each copies some of the
 //! headers it received onto the calls it makes, and calls its neighbours by name through an HTTP
-//! proxy, as any application behind a sidecar does.
+//! proxy, as any application behind a sidecar does. A finished order is published to Pub/Sub, as an
+//! event without any context, and reaches shipping as a push.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -30,8 +31,15 @@ const ORDERS_WORK: Duration = Duration::from_millis(6);
 const STOCK_WORK: Duration = Duration::from_millis(4);
 const PAYMENTS_WORK: Duration = Duration::from_millis(18);
 const WAREHOUSE_WORK: Duration = Duration::from_millis(8);
+const PACKING: Duration = Duration::from_millis(12);
 /// The slow hop of `search`.
 const SHELVES_WORK: Duration = Duration::from_millis(420);
+
+/// Where finished orders are published, and what such an event is called.
+pub(crate) const TOPIC: &str = "projects/shop/topics/order.placed";
+const ORDER_PLACED: &str = "order.placed";
+/// Where shipping takes pushes.
+pub(crate) const DELIVERIES: &str = "/deliveries";
 
 static ORDERS_TAKEN: AtomicU32 = AtomicU32::new(1000);
 
@@ -41,23 +49,25 @@ pub(crate) enum App {
     Warehouse,
     Payments,
     Stock,
+    Shipping,
     Orders,
     Web,
 }
 
 /// Every service, in the order in which a reader meets them.
-pub(crate) const NAMES: [&str; 5] = ["web", "orders", "stock", "payments", "warehouse"];
+pub(crate) const NAMES: [&str; 6] = ["web", "orders", "stock", "payments", "warehouse", "shipping"];
 
 impl App {
     /// Every service after those that it calls: the order in which they start.
-    pub(crate) const STARTING_ORDER: [App; 5] =
-        [App::Warehouse, App::Payments, App::Stock, App::Orders, App::Web];
+    pub(crate) const STARTING_ORDER: [App; 6] =
+        [App::Warehouse, App::Payments, App::Stock, App::Shipping, App::Orders, App::Web];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             App::Warehouse => "warehouse",
             App::Payments => "payments",
             App::Stock => "stock",
+            App::Shipping => "shipping",
             App::Orders => "orders",
             App::Web => "web",
         }
@@ -67,7 +77,7 @@ impl App {
     pub(crate) fn neighbours(self) -> &'static [App] {
         match self {
             App::Warehouse | App::Payments => &[],
-            App::Stock => &[App::Warehouse],
+            App::Stock | App::Shipping => &[App::Warehouse],
             App::Orders => &[App::Stock, App::Payments],
             App::Web => &[App::Orders, App::Stock],
         }
@@ -77,7 +87,15 @@ impl App {
     fn copies(self) -> &'static [&'static str] {
         match self {
             App::Stock => TRACEPARENT,
-            App::Warehouse | App::Payments | App::Orders | App::Web => ALL,
+            App::Warehouse | App::Payments | App::Shipping | App::Orders | App::Web => ALL,
+        }
+    }
+
+    /// Whether this service publishes to Pub/Sub.
+    pub(crate) fn publishes(self) -> bool {
+        match self {
+            App::Orders => true,
+            App::Warehouse | App::Payments | App::Stock | App::Shipping | App::Web => false,
         }
     }
 
@@ -87,7 +105,8 @@ impl App {
     }
 }
 
-/// Serves `app` on `listener`; its calls go through the HTTP proxy at `outbound`.
+/// Serves `app` on `listener`; its calls go through the HTTP proxy at `outbound`, which is its Pub/Sub
+/// endpoint too.
 pub(crate) async fn serve(app: App, listener: TcpListener, outbound: SocketAddr) {
     call::serve(listener, move |request| answer(app, request, outbound)).await;
 }
@@ -100,15 +119,16 @@ async fn answer(app: App, request: Request<Incoming>, outbound: SocketAddr) -> R
         copied: copied(&head.headers, app.copies()),
         outbound,
     };
-    // The body carries nothing that the shop needs, but a polite server reads it.
-    if call::whole(body).await.is_err() {
+    // Only a push has something in its body, but a polite server reads any.
+    let Ok(body) = call::whole(body).await else {
         return refusal(StatusCode::BAD_REQUEST, "the request's body did not arrive").into_response();
-    }
+    };
     let path = head.uri.path();
     let answer = match app {
         App::Web => web(&incoming, &head.method, path).await,
         App::Orders => orders(&incoming, &head.method, path).await,
         App::Stock => stock(&incoming, &head.method, path).await,
+        App::Shipping => shipping(&incoming, &head.method, path, &body).await,
         App::Payments => payments(&incoming, &head.method, path).await,
         App::Warehouse => warehouse(&head.method, path).await,
     };
@@ -177,6 +197,23 @@ impl Visit {
             .body(Bytes::new())
             .map_err(|error| refusal(StatusCode::BAD_REQUEST, &error.to_string()))?;
         request.headers_mut().extend(self.copied.clone());
+        self.answered(name, request).await
+    }
+
+    /// Publishes an event as Pub/Sub carries it in binary mode: its attributes are the message's.
+    /// The endpoint is the sidecar, by its address, as `PUBSUB_EMULATOR_HOST` would have it.
+    async fn publish(&self, event: &Event<'_>) -> Result<Value, Answer> {
+        let mut request = Request::post(format!("/v1/{TOPIC}:publish"))
+            .header(HOST, self.outbound.to_string())
+            .header("user-agent", format!("shop-{}", self.app.name()))
+            .header(CONTENT_TYPE, "application/json")
+            .body(Bytes::from(json!({ "messages": [event.message()] }).to_string()))
+            .map_err(|error| refusal(StatusCode::BAD_REQUEST, &error.to_string()))?;
+        request.headers_mut().extend(self.copied.clone());
+        self.answered("the broker", request).await
+    }
+
+    async fn answered(&self, name: &str, request: Request<Bytes>) -> Result<Value, Answer> {
         let response = call::exchange(self.outbound, request)
             .await
             .map_err(|reason| refusal(StatusCode::BAD_GATEWAY, &format!("{name}: {reason}")))?;
@@ -195,6 +232,47 @@ impl Visit {
         let pairs = self.query.iter().flat_map(|query| query.split('&'));
         pairs.filter_map(|pair| pair.split_once('=')).any(|pair| pair == (key, value))
     }
+}
+
+/// A CloudEvent of the shop.
+struct Event<'a> {
+    kind: &'a str,
+    source: &'a str,
+    subject: String,
+    body: &'a Value,
+}
+
+impl Event<'_> {
+    /// The event as a Pub/Sub message. There is no context in it.
+    fn message(&self) -> Value {
+        json!({
+            "attributes": {
+                "ce-specversion": "1.0",
+                "ce-id": format!("{}-{}", self.kind, self.subject),
+                "ce-source": self.source,
+                "ce-type": self.kind,
+                "ce-subject": self.subject,
+                "content-type": "application/json",
+            },
+            "data": base64(self.body.to_string().as_bytes()),
+        })
+    }
+}
+
+/// Base64 with padding (RFC 4648 §4), as JSON carries the bytes of a message.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let octet = |place: usize| three.get(place).copied().map_or(0, u32::from);
+        let bits = octet(0) << 16 | octet(1) << 8 | octet(2);
+        for place in 0..4 {
+            let digit = ALPHABET.get((bits >> (18 - 6 * place) & 63) as usize).copied();
+            let padding = place > three.len();
+            text.push(digit.filter(|_| !padding).map_or('=', char::from));
+        }
+    }
+    text
 }
 
 async fn web(visit: &Visit, method: &Method, path: &str) -> Answered {
@@ -231,6 +309,13 @@ async fn orders(visit: &Visit, method: &Method, path: &str) -> Answered {
             let paid = visit.call(Method::POST, App::Payments, "/payments").await?;
             let number = ORDERS_TAKEN.fetch_add(1, Ordering::Relaxed);
             let order = json!({ "order": number, "reserved": reserved, "paid": paid });
+            let placed = Event {
+                kind: ORDER_PLACED,
+                source: "/shop/orders",
+                subject: number.to_string(),
+                body: &order,
+            };
+            visit.publish(&placed).await?;
             Ok(json(StatusCode::CREATED, &order))
         }
         _ => unknown(method, path),
@@ -256,6 +341,23 @@ async fn stock(visit: &Visit, method: &Method, path: &str) -> Answered {
         ("POST", "/reservations") => {
             let picked = visit.call(Method::POST, App::Warehouse, "/picks").await?;
             Ok(json(StatusCode::CREATED, &picked))
+        }
+        _ => unknown(method, path),
+    }
+}
+
+/// The push endpoint: an answer other than 2xx brings the delivery again.
+async fn shipping(visit: &Visit, method: &Method, path: &str, body: &[u8]) -> Answered {
+    match (method.as_str(), path) {
+        ("POST", DELIVERIES) => {
+            let push: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+            let attribute = |name| push.get("message")?.get("attributes")?.get(name)?.as_str();
+            if attribute("ce-type") != Some(ORDER_PLACED) {
+                return Err(refusal(StatusCode::BAD_REQUEST, "want a push of an order.placed event"));
+            }
+            tokio::time::sleep(PACKING).await;
+            let parcel = visit.call(Method::POST, App::Warehouse, "/parcels").await?;
+            Ok(json(StatusCode::OK, &json!({ "order": attribute("ce-subject"), "parcel": parcel })))
         }
         _ => unknown(method, path),
     }
@@ -288,6 +390,10 @@ async fn warehouse(method: &Method, path: &str) -> Answered {
             tokio::time::sleep(WAREHOUSE_WORK).await;
             Ok(json(StatusCode::CREATED, &json!({ "name": "lamp", "shelf": "C7" })))
         }
+        ("POST", "/parcels") => {
+            tokio::time::sleep(WAREHOUSE_WORK).await;
+            Ok(json(StatusCode::CREATED, &json!({ "dock": 2 })))
+        }
         _ => unknown(method, path),
     }
 }
@@ -310,6 +416,36 @@ mod tests {
         for app in App::STARTING_ORDER {
             assert!(NAMES.contains(&app.name()), "{app:?}");
         }
+    }
+
+    #[test]
+    fn an_order_is_published_as_an_event_without_context() {
+        let body = json!({ "order": 7 });
+        let event =
+            Event { kind: ORDER_PLACED, source: "/shop/orders", subject: "7".to_owned(), body: &body };
+        let expected = json!({
+            "attributes": {
+                "ce-specversion": "1.0",
+                "ce-id": "order.placed-7",
+                "ce-source": "/shop/orders",
+                "ce-type": "order.placed",
+                "ce-subject": "7",
+                "content-type": "application/json",
+            },
+            "data": "eyJvcmRlciI6N30=",
+        });
+        assert_eq!(event.message(), expected);
+    }
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        // RFC 4648 §10.
+        for (bytes, text) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+        assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
     }
 
     #[test]

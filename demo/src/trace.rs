@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 const SPANS_MAX: usize = 10_000;
 /// A finished trace has been quiet for this long: sidecars export several times in it.
 pub(crate) const QUIET: Duration = Duration::from_millis(500);
-/// A trace without a root is given up after being quiet for this long.
-pub(crate) const ROOTLESS_QUIET: Duration = Duration::from_secs(5);
+/// A trace without a root, or with a message that still lies in a queue, is given up after being
+/// quiet for this long.
+pub(crate) const PATIENT_QUIET: Duration = Duration::from_secs(5);
 
 /// A trace's id as it stands in `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,11 +36,13 @@ impl fmt::Display for TraceId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SpanId(pub(crate) [u8; 8]);
 
-/// Which end of a call a span describes.
+/// Which end of a call or of a message's way a span describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Server,
     Client,
+    Producer,
+    Consumer,
     Other,
 }
 
@@ -53,6 +56,8 @@ pub(crate) struct Span {
     pub(crate) kind: Kind,
     pub(crate) name: String,
     pub(crate) operation: Option<String>,
+    /// Where a producer's message went.
+    pub(crate) topic: Option<String>,
     pub(crate) status: Option<u16>,
     /// `error.type` of a span that failed.
     pub(crate) error: Option<String>,
@@ -64,7 +69,8 @@ pub(crate) struct Span {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expected {
     pub(crate) operation: &'static str,
-    pub(crate) spans: &'static [(&'static str, Kind)],
+    /// Service and kind of each, in groups.
+    pub(crate) spans: &'static [&'static [(&'static str, Kind)]],
 }
 
 /// Says what keeps `spans` from being the whole trace, or `None` when it is whole.
@@ -72,7 +78,7 @@ pub(crate) fn lacking(spans: &[Span], expected: &Expected) -> Option<String> {
     let mut reasons = Vec::new();
     let mut surplus: Vec<(&str, Kind)> =
         spans.iter().map(|span| (span.service.as_str(), span.kind)).collect();
-    for wanted in expected.spans {
+    for wanted in expected.spans.iter().copied().flatten() {
         match surplus.iter().position(|seen| seen == wanted) {
             Some(place) => drop(surplus.swap_remove(place)),
             None => reasons.push(format!("no {} span of {}", word(wanted.1), wanted.0)),
@@ -98,6 +104,8 @@ fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Server => "server",
         Kind::Client => "client",
+        Kind::Producer => "producer",
+        Kind::Consumer => "consumer",
         Kind::Other => "other",
     }
 }
@@ -167,7 +175,13 @@ impl Traces {
 
 fn finished_at(open: &Open, entrance: &str) -> Instant {
     let rooted = open.spans.iter().any(|span| is_root(span, &open.spans, entrance));
-    open.changed + if rooted { QUIET } else { ROOTLESS_QUIET }
+    let queued = open.spans.iter().any(|span| is_queued(span, &open.spans));
+    open.changed + if rooted && !queued { QUIET } else { PATIENT_QUIET }
+}
+
+/// Whether nobody has taken the message of this producer so far.
+fn is_queued(span: &Span, spans: &[Span]) -> bool {
+    span.kind == Kind::Producer && !spans.iter().any(|other| other.parent == Some(span.id))
 }
 
 /// A root has no parent, or is where a caller with a trace of its own (curl with a `traceparent`)
@@ -191,6 +205,7 @@ mod tests {
             kind,
             name: "GET".to_owned(),
             operation: Some("browse".to_owned()),
+            topic: None,
             status: Some(200),
             error: None,
             start_ns: u64::from(id),
@@ -200,7 +215,7 @@ mod tests {
 
     const EXPECTED: Expected = Expected {
         operation: "browse",
-        spans: &[("web", Kind::Server), ("web", Kind::Client), ("stock", Kind::Server)],
+        spans: &[&[("web", Kind::Server), ("web", Kind::Client)], &[("stock", Kind::Server)]],
     };
 
     fn browse() -> Vec<Span> {
@@ -241,7 +256,7 @@ mod tests {
         let begin = Instant::now();
         let mut traces = Traces::default();
         traces.add(span(1, 3, 2, "stock", Kind::Server), begin);
-        assert_eq!(traces.next_finished("web"), Some(begin + ROOTLESS_QUIET));
+        assert_eq!(traces.next_finished("web"), Some(begin + PATIENT_QUIET));
         traces.add(span(1, 1, 0, "web", Kind::Server), begin);
         assert_eq!(traces.next_finished("web"), Some(begin + QUIET));
         assert_eq!(traces.take_finished(begin + QUIET / 2, "web"), Vec::<Vec<Span>>::new());
@@ -254,6 +269,17 @@ mod tests {
         let begin = Instant::now();
         let mut traces = Traces::default();
         traces.add(span(1, 1, 9, "web", Kind::Server), begin);
+        assert_eq!(traces.next_finished("web"), Some(begin + QUIET));
+    }
+
+    #[test]
+    fn a_trace_is_not_finished_while_its_message_lies_in_the_queue() {
+        let begin = Instant::now();
+        let mut traces = Traces::default();
+        traces.add(span(1, 1, 0, "web", Kind::Server), begin);
+        traces.add(span(1, 2, 1, "web", Kind::Producer), begin);
+        assert_eq!(traces.next_finished("web"), Some(begin + PATIENT_QUIET));
+        traces.add(span(1, 3, 2, "shipping", Kind::Consumer), begin);
         assert_eq!(traces.next_finished("web"), Some(begin + QUIET));
     }
 

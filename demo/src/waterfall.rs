@@ -18,6 +18,8 @@ const ERROR_MAX: usize = 20;
 const DIM: &str = "2";
 const BOLD: &str = "1";
 const ERROR: &str = "1;31";
+/// Colours are for services, and a queue is none.
+const QUEUE: &str = BOLD;
 /// Colours of services that read well on light and on dark; red is kept for errors.
 const PALETTE: [&str; 6] = ["34", "35", "36", "32", "33", "94"];
 
@@ -34,11 +36,34 @@ pub(crate) struct Look<'a> {
     pub(crate) forgetful: &'a [&'a str],
 }
 
-/// The line that explains the marks, for printing once.
+/// What the marks mean.
+const LEGEND: [&str; 8] = [
+    "◀ request received",
+    "▶ request sent",
+    "◁ message received",
+    "▷ message sent",
+    "█ at work here",
+    "░ waiting for the next hop",
+    "┄ in the queue",
+    "✗ error",
+];
+
+/// The lines that explain the marks, for printing once.
 pub(crate) fn legend(look: &Look<'_>) -> String {
-    let text = "◀ request received   ▶ request sent   █ at work here   ░ waiting for the next hop   ✗ error";
-    let fitting: String = text.chars().take(look.width.saturating_sub(MARGIN)).collect();
-    format!("{}{}\n", " ".repeat(MARGIN), look.paint(DIM, &fitting))
+    let room = look.width.saturating_sub(MARGIN);
+    let mut lines = vec![String::new()];
+    for mark in LEGEND {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(mark),
+            Some(line) if columns_of(line) + 3 + columns_of(mark) <= room => {
+                line.push_str("   ");
+                line.push_str(mark);
+            }
+            Some(_) | None => lines.push(mark.to_owned()),
+        }
+    }
+    let margin = " ".repeat(MARGIN);
+    lines.iter().map(|line| format!("{margin}{}\n", look.paint(DIM, line))).collect()
 }
 
 /// Draws the spans of one trace; no spans, no text.
@@ -53,6 +78,9 @@ pub(crate) fn draw(spans: &[Span], look: &Look<'_>) -> String {
     let mut text = heading(first.span, spans, &scale, look);
     text.push_str(&axis(&scale, &columns, look));
     for row in &rows {
+        if let Some(queue) = &row.queue {
+            text.push_str(&queue_line(queue, &scale, &columns, look));
+        }
         text.push_str(&line(row, &scale, &columns, look));
         if row.orphan {
             text.push_str(&note(row, "33", "? the caller's span was not received", look));
@@ -95,6 +123,32 @@ struct Row<'a> {
     children: Vec<&'a Span>,
     /// Whether it names a parent that is not in the trace.
     orphan: bool,
+    /// Where its message was until it came here.
+    queue: Option<Queue<'a>>,
+}
+
+/// The way of a message from its producer to a consumer. It is no span: nobody was at work.
+struct Queue<'a> {
+    topic: &'a str,
+    /// Tree lines before it.
+    tree: String,
+    from_ns: u64,
+    to_ns: u64,
+}
+
+impl<'a> Queue<'a> {
+    fn before(consumer: &Span, producer: &'a Span, tree: String) -> Option<Queue<'a>> {
+        if (producer.kind, consumer.kind) != (Kind::Producer, Kind::Consumer) {
+            return None;
+        }
+        let topic = producer.topic.as_deref().unwrap_or_default();
+        Some(Queue { topic, tree, from_ns: producer.end_ns, to_ns: consumer.start_ns })
+    }
+
+    fn label(&self) -> [String; 2] {
+        let space = if self.topic.is_empty() { "" } else { " " };
+        [self.tree.clone(), format!("queue{space}{} waited", self.topic)]
+    }
 }
 
 /// Puts every span under its parent, children by their start. Spans whose parent is not there are
@@ -115,8 +169,8 @@ fn nested(spans: &[Span]) -> Vec<Row<'_>> {
     let mut seen = BTreeSet::new();
     let mut rows = Vec::new();
     for root in roots {
-        let mut waiting = vec![(*root, String::new(), String::new())];
-        while let Some((span, branch, below)) = waiting.pop() {
+        let mut waiting = vec![(*root, String::new(), String::new(), None)];
+        while let Some((span, branch, below, queue)) = waiting.pop() {
             if !seen.insert(span.id) {
                 continue;
             }
@@ -124,10 +178,11 @@ fn nested(spans: &[Span]) -> Vec<Row<'_>> {
             for (place, child) in children.iter().enumerate().rev() {
                 let last = place + 1 == children.len();
                 let (turn, pass) = if last { ("└╴", "  ") } else { ("├╴", "│ ") };
-                waiting.push((child, format!("{below}{turn}"), format!("{below}{pass}")));
+                let queue = Queue::before(child, span, format!("{below}┊ "));
+                waiting.push((child, format!("{below}{turn}"), format!("{below}{pass}"), queue));
             }
             let orphan = span.parent.is_some_and(|parent| !known.contains(&parent));
-            rows.push(Row { span, branch, below, children, orphan });
+            rows.push(Row { span, branch, below, children, orphan, queue });
         }
     }
     rows
@@ -166,7 +221,9 @@ impl Columns {
         let error = error.map_or(0, |longest| longest.min(ERROR_MAX) + 4);
         let fixed = MARGIN + 2 + STATUS + 2 + 1 + DURATION + error;
         let free = width.saturating_sub(fixed);
-        let longest = rows.iter().map(|row| columns_of(&label(row).concat())).max().unwrap_or(0);
+        let queues = rows.iter().filter_map(|row| row.queue.as_ref()).map(|queue| queue.label().concat());
+        let labels = rows.iter().map(|row| label(row).concat()).chain(queues);
+        let longest = labels.map(|label| columns_of(&label)).max().unwrap_or(0);
         let label = longest.min(free.saturating_sub(BAR_MIN).max(LABEL_MIN));
         Columns { label, bar: free.saturating_sub(label).clamp(BAR_MIN, BAR_MAX), error }
     }
@@ -228,6 +285,8 @@ fn label(row: &Row<'_>) -> [String; 3] {
     let mark = match row.span.kind {
         Kind::Server => "◀",
         Kind::Client => "▶",
+        Kind::Producer => "▷",
+        Kind::Consumer => "◁",
         Kind::Other => "·",
     };
     [row.branch.clone(), row.span.service.clone(), format!(" {mark} {}", row.span.name)]
@@ -253,6 +312,25 @@ fn line(row: &Row<'_>, scale: &Scale, columns: &Columns, look: &Look<'_>) -> Str
     }
     text.push('\n');
     text
+}
+
+/// The message's wait as a row of its own, between its producer and its consumer.
+fn queue_line(queue: &Queue<'_>, scale: &Scale, columns: &Columns, look: &Look<'_>) -> String {
+    let [tree, rest] = queue.label();
+    let tree = fitted(&tree, columns_of(&tree).min(columns.label));
+    let rest = fitted(&rest, columns.label.saturating_sub(columns_of(&tree)));
+    let first = scale.column(queue.from_ns, columns.bar);
+    let after = scale.column(queue.to_ns, columns.bar).max(first);
+    let dots = format!("{}{}", " ".repeat(first), "┄".repeat(after - first));
+    format!(
+        "{margin}{tree}{rest}  {none:STATUS$}  {dots} {wait:>DURATION$}\n",
+        margin = " ".repeat(MARGIN),
+        tree = look.paint(DIM, &tree),
+        rest = look.paint(QUEUE, &rest),
+        none = "",
+        dots = look.paint(QUEUE, &fitted(&dots, columns.bar)),
+        wait = duration(queue.to_ns.saturating_sub(queue.from_ns)),
+    )
 }
 
 /// The first column; when it is cut, the cut falls where the text is longest: at the end.
@@ -334,6 +412,7 @@ mod tests {
             kind,
             name: name.to_owned(),
             operation: Some("browse".to_owned()),
+            topic: (kind == Kind::Producer).then(|| "order.placed".to_owned()),
             status: Some(200),
             error: None,
             start_ns: time_ms.0 * 1_000_000,
@@ -445,6 +524,96 @@ mod tests {
         );
     }
 
+    /// A message that lay in the queue from 12 to 30 ms.
+    fn queued() -> Vec<Span> {
+        vec![
+            span(1, 0, "web", Kind::Server, "POST /checkout", (0, 14)),
+            span(2, 1, "web", Kind::Producer, "order.placed publish", (10, 12)),
+            span(3, 2, "shipping", Kind::Consumer, "shipping process", (30, 50)),
+            span(4, 3, "shipping", Kind::Client, "POST", (40, 46)),
+        ]
+    }
+
+    #[test]
+    fn a_message_in_the_queue_is_part_of_the_trace() {
+        drawn(
+            &queued(),
+            &LOOK,
+            "
+● browse  50.0 ms · 2 services · 4 spans · no errors  trace 4bf92f3577b34da6a3ce929d0e0e4736
+                                        0                        25.0 ms            50.0 ms
+  web ◀ POST /checkout             200  ██████████░░██                                       14.0 ms
+  └╴web ▷ order.placed publish     200            ██                                         2.00 ms
+    ┊ queue order.placed waited                     ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄                       18.0 ms
+    └╴shipping ◁ shipping process  200                                ███████████░░░░░░████  20.0 ms
+      └╴shipping ▶ POST            200                                          ██████       6.00 ms
+",
+        );
+    }
+
+    #[test]
+    fn every_delivery_of_a_message_has_a_wait_of_its_own() {
+        let mut spans = queued();
+        spans[2].error = Some("503".to_owned());
+        spans[2].status = Some(503);
+        spans[2].end_ns = spans[2].start_ns;
+        spans[3] = span(5, 2, "shipping", Kind::Consumer, "shipping process", (40, 50));
+        drawn(
+            &spans,
+            &LOOK,
+            "
+✗ browse  50.0 ms · 2 services · 4 spans · 1 error  trace 4bf92f3577b34da6a3ce929d0e0e4736
+                                        0                     25.0 ms        50.0 ms
+  web ◀ POST /checkout             200  █████████░░█                                  14.0 ms
+  └╴web ▷ order.placed publish     200          ██                                    2.00 ms
+    ┊ queue order.placed waited                   ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄                    18.0 ms
+    ├╴shipping ◁ shipping process  503                            █                      0 ns  ✗ 503
+    ┊ queue order.placed waited                   ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄           28.0 ms
+    └╴shipping ◁ shipping process  200                                     █████████  10.0 ms
+",
+        );
+    }
+
+    #[test]
+    fn a_push_that_overtakes_the_publishers_answer_did_not_wait() {
+        let mut spans = queued();
+        spans[1].end_ns = spans[2].start_ns + 1;
+        let text = draw(&spans, &LOOK);
+        let row = text.lines().find(|line| line.contains("queue order.placed")).unwrap();
+        assert_eq!(
+            row.split_whitespace().collect::<Vec<_>>(),
+            ["┊", "queue", "order.placed", "waited", "0", "ns"]
+        );
+    }
+
+    #[test]
+    fn a_narrow_terminal_keeps_the_wait() {
+        drawn(
+            &queued(),
+            &Look { width: 60, ..LOOK },
+            "
+● browse  50.0 ms · 2 services · 4 spans · no errors
+  trace 4bf92f3577b34da6a3ce929d0e0e4736
+                                       0    50.0 ms
+  web ◀ POST /checkout            200  ██░           14.0 ms
+  └╴web ▷ order.placed publish    200    █           2.00 ms
+    ┊ queue order.placed waited          ┄┄┄┄┄       18.0 ms
+    └╴shipping ◁ shipping proce…  200         ███░█  20.0 ms
+      └╴shipping ▶ POST           200           ██   6.00 ms
+",
+        );
+    }
+
+    #[test]
+    fn the_legend_explains_every_mark_in_any_width() {
+        assert_eq!(
+            legend(&LOOK),
+            "  ◀ request received   ▶ request sent   ◁ message received   ▷ message sent   █ at work here\n  \
+             ░ waiting for the next hop   ┄ in the queue   ✗ error\n"
+        );
+        assert!(legend(&Look { width: 60, ..LOOK }).lines().all(|line| columns_of(line) <= 60));
+    }
+
     #[test]
     fn a_circle_of_parents_is_drawn_once() {
         let circle = [
@@ -471,6 +640,11 @@ mod tests {
     #[test]
     fn colours_change_no_column() {
         let mut spans = browse();
+        spans.extend(queued().into_iter().skip(1).map(|span| Span {
+            id: SpanId([span.id.0[0] + 10; 8]),
+            parent: span.parent.map(|id| SpanId([id.0[0] + 10; 8])),
+            ..span
+        }));
         spans[0].error = Some("503".to_owned());
         let coloured = draw(&spans, &Look { color: true, ..LOOK });
         assert!(coloured.contains("\x1b[34mweb\x1b[0m"), "{coloured}");

@@ -39,7 +39,7 @@ fn the_next_sidecars_name_is_taken_from_the_answer() {
     for (host, sent, answered, service) in [
         (INSIDE, OWN, "service=stock;namespace=shop", "stock"),
         (INSIDE, OWN, "rubbish", "-"),
-        (OUTSIDE, "-", "service=stock", "stock"),
+        (OUTSIDE, "-", "service=stock", "-"),
     ] {
         let mut world = World::new();
         let (mut called, hop) = world.outbound(host, &[("throughline-peer", "service=liar")]);

@@ -28,6 +28,10 @@ const UPSTREAMS_MAX: usize = 1024;
 const IDLE_MAX: usize = 256;
 /// Streams put on one HTTP/2 connection before another is made: what servers commonly allow.
 const STREAMS_PER_CONNECTION: usize = 100;
+/// Bytes of one answer that an upstream may send ahead of its reader.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// The same for all streams of a connection together: whoever does not read his answer holds up nobody else's.
+const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (STREAMS_PER_CONNECTION as u32 + 1);
 /// HTTP/2 connections to one upstream.
 const HTTP2_CONNECTIONS_MAX: usize = 64;
 
@@ -405,6 +409,8 @@ impl Upstreams {
     {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(u32::try_from(self.head_bytes_max).unwrap_or(u32::MAX))
             .handshake(TokioIo::new(stream))
             .await

@@ -31,6 +31,9 @@ use crate::stall::{Patience, Progress, UnderWay, Watched};
 use crate::stats::{Protocol, Reaped, Refusal, Side};
 use crate::trace::in_place_of_upstream;
 
+/// Bytes of one request's body that a caller may send ahead of the application, and that an answer may wait
+/// ahead of its caller.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// Callers that the kernel keeps waiting.
 const BACKLOG: u32 = 1024;
 
@@ -160,12 +163,18 @@ async fn serve_until_drained<T>(
     let service = service_fn(move |request| answer(Arc::clone(&of_connection), stack.clone(), request));
     if speaks == Speaks::Http2 {
         connection.sidecar.stats.connection(connection.side, Protocol::Http2);
+        let streams_max = u32::try_from(settings.streams_max).unwrap_or(10_000);
         let served = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .auto_date_header(false)
-            .max_concurrent_streams(u32::try_from(settings.streams_max).unwrap_or(u32::MAX))
+            .max_concurrent_streams(streams_max)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            // For all streams together, so that an upload which nobody reads holds up no other.
+            .initial_connection_window_size(
+                STREAM_WINDOW_BYTES.saturating_mul(streams_max + 1).min(i32::MAX as u32),
+            )
             .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
-            .max_send_buf_size(64 * 1024)
+            .max_send_buf_size(STREAM_WINDOW_BYTES as usize)
             .serve_connection(TokioIo::new(stream), service);
         watch_over(&connection, served, drain, |served| served.graceful_shutdown()).await;
     } else {
