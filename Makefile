@@ -2,10 +2,10 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-.PHONY: help demo test quick fmt reference clean
+.PHONY: help demo test quick bench-core fmt reference clean
 
 help: ## this text
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: ## a small shop, one real sidecar before each service, its traces in this terminal
 	@scripts/setup demo
@@ -20,6 +20,10 @@ quick: ## lints and unit tests only, for the minutes between two edits
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@cargo test --workspace --lib --bins
+
+bench-core: ## what an exchange and an edited event cost in core: time and allocations
+	@scripts/setup demo
+	@cargo run -q --release -p throughline-benches
 
 fmt: ## format the code
 	@cargo fmt --all
