@@ -62,12 +62,22 @@ pub enum MessageNames {
     Semconv,
 }
 
-/// Whether the beginning of a body may be that of a wrapped push: its first key is one of the outer object's.
+/// Whether the beginning of a body may be that of a push: of a wrapped one, whose first key is one of the outer
+/// object's, or of a bare one whose data is a structured event.
 #[must_use]
 pub fn looks_like_push(beginning: &[u8]) -> bool {
     let Some(rest) = beginning.trim_ascii_start().strip_prefix(b"{") else { return false };
     let rest = rest.trim_ascii_start();
     [&b"\"message\""[..], b"\"subscription\"", b"\"deliveryAttempt\""].iter().any(|key| rest.starts_with(key))
+        || holds_spec_version(rest)
+}
+
+/// Every event has this member (CloudEvents 1.0 §3.1); producers write it near the front.
+fn holds_spec_version(beginning: &[u8]) -> bool {
+    const FRONT_BYTES: usize = 2048;
+    const KEY: &[u8] = b"\"specversion\"";
+    let front = beginning.get(..FRONT_BYTES).unwrap_or(beginning);
+    front.windows(KEY.len()).any(|window| window == KEY)
 }
 
 /// What an exchange has to do with messages.
@@ -530,7 +540,7 @@ impl Tracer {
                     let _ = frames(body, |message| desk.subscription(message, SubscriptionRequest::Pull));
                     None
                 }
-                What::MaybePush => desk.rest(body, pubsub_json::Form::Push),
+                What::MaybePush => desk.push(body),
                 What::EventStructured | What::EventBatch | What::UnwrappedPush { .. } => desk.events(body),
 
                 What::StreamingPull | What::Pull(Api::Rest) | What::Settle(_) | What::EventBinary => None,
@@ -713,6 +723,21 @@ impl<'a, I: Ids> Desk<'a, I> {
                 None
             }
         }
+    }
+
+    /// A wrapped push; else the data of a bare one, when that is an event. Anything else that began like
+    /// either is an ordinary request.
+    fn push(&mut self, body: &[u8]) -> Option<Vec<u8>> {
+        let edited = self.rest(body, pubsub_json::Form::Push);
+        if edited.is_some() || self.messaging.count > 0 {
+            return edited;
+        }
+        let mut scratch = cloudevent::Scratch::default();
+        if !Events::structured(body, &mut scratch).is_ok_and(|events| events.view(0).is_event()) {
+            return None;
+        }
+        self.messaging.what = What::EventStructured;
+        self.events(body)
     }
 
     fn publish_request(&mut self, message: &[u8]) -> Option<Vec<u8>> {
