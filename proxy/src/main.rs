@@ -142,6 +142,7 @@ async fn serve(settings: Settings) -> Result<(), Stop> {
         readiness: Readiness::default(),
         cut: watch::Sender::new(false),
         tunnels: Semaphore::new(sidecar::TUNNELS_MAX as usize),
+        holding: Semaphore::new(sidecar::HELD_KIB_MAX),
         settings,
     });
     let addresses = Addresses::of(&bound);

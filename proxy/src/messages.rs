@@ -86,6 +86,12 @@ pub(crate) fn unfit(headers: &HeaderMap, bytes_max: u64) -> Option<&'static str>
     (length(headers)? > bytes_max).then_some("over_limit")
 }
 
+/// KiB that a body of this head may take while it is held.
+pub(crate) fn kib(headers: &HeaderMap, bytes_max: u64) -> u32 {
+    let bytes = length(headers).unwrap_or(bytes_max).min(bytes_max);
+    u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX)
+}
+
 fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }

@@ -28,7 +28,12 @@ pub(crate) struct Sidecar {
     pub(crate) cut: watch::Sender<bool>,
     /// Places for tunnels, which outlive the connections that they began on.
     pub(crate) tunnels: Semaphore,
+    /// KiB of bodies that may still be held.
+    pub(crate) holding: Semaphore,
 }
+
+/// KiB of bodies held at once, all requests together: what is beyond streams through untouched.
+pub(crate) const HELD_KIB_MAX: usize = 128 * 1024;
 
 /// Tunnels at once.
 pub(crate) const TUNNELS_MAX: u32 = 20_000;

@@ -138,6 +138,11 @@ where
         live.untouched(reason);
         return Ok(Request::from_parts(head, body));
     }
+    let sidecar = Arc::clone(&live.connection.sidecar);
+    let Ok(_room) = sidecar.holding.try_acquire_many(messages::kib(&head.headers, limit)) else {
+        live.untouched("busy");
+        return Ok(Request::from_parts(head, body));
+    };
     let body = match messages::hold(body, limit).await.map_err(|_| ())? {
         Held::Whole(body, trailers) => match live.request_body(&body, &mut head.headers) {
             Some(edited) => {
@@ -165,7 +170,12 @@ where
     if let Some(reason) = unfit.filter(|_| head.status.is_success()) {
         live.untouched(reason);
     }
-    if unfit.is_some() || !head.status.is_success() {
+    let sidecar = Arc::clone(&live.connection.sidecar);
+    let room = sidecar.holding.try_acquire_many(messages::kib(&head.headers, limit)).ok();
+    if room.is_none() {
+        live.untouched("busy");
+    }
+    if unfit.is_some() || room.is_none() || !head.status.is_success() {
         return Response::from_parts(head, Traced::upstream(Resumed::untouched(body), live, None));
     }
     let body = match messages::hold(Resumed::untouched(body), limit).await {
