@@ -69,6 +69,8 @@ impl std::fmt::Debug for Pubsub {
 pub(super) struct Upstream {
     idle: Mutex<Vec<Idle>>,
     http2: Mutex<Vec<Shared>>,
+    /// Held while a connection for HTTP/2 is made, so that a burst of requests makes one and not one each.
+    dialling: tokio::sync::Mutex<()>,
 }
 
 /// An HTTP/1.1 connection, and whether its upstream asks for a body that is held back.
@@ -316,11 +318,17 @@ impl Upstreams {
         let (mut sender, stream) = match upstream.share() {
             Some(shared) => shared,
             None => {
-                let sender = self.connect_http2(sidecar, to).await?;
-                let shared = Shared::new(sender.clone());
-                let stream = shared.count();
-                locked(&upstream.http2).push(shared);
-                (sender, stream)
+                let _one_at_a_time = upstream.dialling.lock().await;
+                match upstream.share() {
+                    Some(shared) => shared, // another request made it meanwhile
+                    None => {
+                        let sender = self.connect_http2(sidecar, to).await?;
+                        let shared = Shared::new(sender.clone());
+                        let stream = shared.count();
+                        locked(&upstream.http2).push(shared);
+                        (sender, stream)
+                    }
+                }
             }
         };
         sender.ready().await.map_err(|error| failure(&error))?;

@@ -55,7 +55,11 @@ pub(crate) async fn accept(
     let most = u32::try_from(sidecar.settings.connections_max).unwrap_or(u32::MAX);
     let places = Arc::new(Semaphore::new(most as usize));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+        let place = tokio::select! {
+            place = Arc::clone(&places).acquire_owned() => place,
+            _ = drain.wait_for(|drain| *drain) => break,
+        };
+        let Ok(place) = place else { break };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = drain.wait_for(|drain| *drain) => break,

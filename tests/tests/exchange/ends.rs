@@ -116,13 +116,26 @@ async fn an_upstream_that_dies_in_the_middle_breaks_the_callers_connection() {
     ];
     for body in bodies {
         let mesh = Mesh::new().await;
-        let dying = Peer::saying(body).await;
+        let word = Arc::new(Notify::new());
+        let heard = Arc::clone(&word);
+        let dying = Peer::playing(move |mut wire| {
+            let word = Arc::clone(&heard);
+            async move {
+                wire.head().await;
+                wire.send(body).await;
+                word.notified().await;
+            }
+        })
+        .await;
         let orders = mesh.pod("orders").before(dying.address).await;
-        let inbound = Ask::get(orders.url("/")).send().await;
-        let url = format!("http://{}/", dying.address);
-        let outbound = Ask::get(url).via(orders.sidecar.outbound()).send().await;
-        for answer in [inbound, outbound] {
-            assert_eq!((answer.status, answer.text().as_str()), (200, "only a part"));
+        let inbound = Ask::get(orders.url("/"));
+        let outbound = Ask::get(format!("http://{}/", dying.address)).via(orders.sidecar.outbound());
+        for ask in [inbound, outbound] {
+            let mut open = ask.open().await;
+            assert_eq!(open.piece().await, Ok(Some(Bytes::from("only a part"))));
+            word.notify_one();
+            let answer = open.rest().await;
+            assert_eq!(answer.status, 200);
             assert!(answer.broken.is_some(), "a clean end would be a lie: {answer:?}");
         }
         let spans = mesh.end([orders]).await;

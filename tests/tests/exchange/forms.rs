@@ -110,7 +110,10 @@ async fn head_has_the_headers_of_get_and_no_body() {
 #[tokio::test]
 async fn a_caller_that_expects_100_sends_its_body_only_after_it() {
     let mesh = Mesh::new().await;
-    let orders = mesh.pod("orders").runs(echo()).await;
+    let orders = mesh
+        .pod("orders")
+        .runs(script(|visit| async move { response(200, read(visit.request).await) }))
+        .await;
     let mut wire = Wire::to(orders.sidecar.inbound()).await;
     let head = "POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
     wire.send(head).await;

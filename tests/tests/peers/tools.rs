@@ -64,8 +64,8 @@ async fn curl_sees_a_broken_answer_as_broken() {
     let mut command = Command::new(program);
     command.args(["--silent", "--max-time", "15", "--noproxy", "*"]).arg(orders.url("/"));
     let ended = PeerProcess::start("curl", command).ends().await;
-    // 18: transfer closed with outstanding data; 56: failure in receiving.
-    assert!(matches!(ended.code, Some(18 | 56)), "{ended:?}");
+    // 18: transfer closed with outstanding data; 56: failure in receiving; 52: not even the head came.
+    assert!(matches!(ended.code, Some(18 | 52 | 56)), "{ended:?}");
     assert_eq!(mesh.end([orders]).await.len(), 1);
 }
 

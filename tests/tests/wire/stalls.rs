@@ -102,7 +102,7 @@ async fn a_stalled_reader_is_reaped_and_takes_little_memory() {
     let large = bytes::Bytes::from(vec![b'x'; 4_000_000]);
     let orders = mesh
         .pod("orders")
-        .flag("stall-timeout", 500)
+        .flag("stall-timeout", 1000)
         .runs(script(move |_| {
             let large = large.clone();
             async move { http::Response::new(throughline_tests::feed::whole(large)) }
@@ -120,19 +120,19 @@ async fn a_stalled_reader_is_reaped_and_takes_little_memory() {
         }
         stalled.push(frames);
     }
-    orders.app().saw(200).await;
-    orders
-        .sidecar
-        .books_when("the stalled ones being reaped", |books| {
-            books.sum("http_server_request_duration_seconds_count", &[]) == 200
-        })
-        .await;
-    let grown = orders.sidecar.peak_kib().saturating_sub(before);
+    // Reaped are connections, with whatever of their streams has reached the application by then.
+    let is_over = |books: &Books| {
+        books.sum("throughline_connections_total", &[("side", "inbound")]) == 4
+            && books.sum("throughline_connections_open", &[]) == 0
+    };
+    orders.sidecar.books_when("the stalled ones being reaped", is_over).await;
     // 64 KiB to be sent and as much received for each, and what the allocator makes of it.
-    assert!(grown < 120_000, "200 stalled streams took {grown} KiB");
+    let grown = orders.sidecar.peak_kib().saturating_sub(before);
+    assert!(grown < 60_000, "200 stalled streams took {grown} KiB");
     drop(stalled);
-    let spans = mesh.end([orders]).await;
-    assert_eq!(spans.len(), 200, "each of them has its span");
+    let reached = orders.app().seen().len();
+    let spans = mesh.end([orders]).await.len();
+    assert!((reached..=200).contains(&spans) && reached > 50, "{reached} reached it and left {spans} spans");
 }
 
 /// Those who stall share the connection to the application with others, and its window of flow control.
