@@ -16,9 +16,10 @@ use throughline_core::classify::Failure;
 use throughline_core::settings::{Authority, Endpoint, FixedRoute, Settings};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::asked::{Asked, Listening};
+use super::asked::Asked;
 use super::body::{FromUpstream, Upload, UploadState};
 use super::dial::dial;
+use crate::listener::Prefixed;
 use crate::sidecar::{OwnPorts, Sidecar};
 use crate::tls::{self, Tls};
 
@@ -401,7 +402,8 @@ impl Upstreams {
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let asked = Arc::<Asked>::default();
-        let stream = Listening { stream, asked: Arc::clone(&asked) };
+        let listening = Arc::clone(&asked);
+        let stream = Prefixed::new(Vec::new(), stream).noting(move |bytes| listening.saw(bytes));
         let (send, connection) = http1::Builder::new()
             .max_buf_size(self.head_bytes_max.max(64 * 1024))
             .handshake(TokioIo::new(stream))
