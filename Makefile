@@ -1,6 +1,8 @@
 # The two commands a newcomer needs: `make demo` and `make test`. Both install what they lack.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
+# The scripts look for what was built beside the source, whatever the user's own setting.
+export CARGO_TARGET_DIR := $(CURDIR)/target
 
 .PHONY: help demo test quick bench-core fmt reference clean
 

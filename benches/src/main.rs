@@ -1,6 +1,6 @@
 //! Micro benches of `core`: nanoseconds, allocations and bytes allocated for each step. `make bench-core`.
-//! Prints one line a case: the fastest, the median and the slowest of several rounds, since these machines are
-//! noisy; allocations are exact.
+//! Prints one line a case: the fastest, the median and the slowest of several rounds, since a machine
+//! is never quiet; allocations are exact.
 
 mod count;
 mod events;

@@ -1,8 +1,6 @@
 //! The command line, the environment and the file, gathered for `core`'s table of settings. Prints help,
 //! version and reference page itself.
 
-use std::fmt::Write as _;
-
 use throughline_core::names::VERSION;
 use throughline_core::settings::{Found, Settings, Sources, help, reference};
 
@@ -11,6 +9,8 @@ use throughline_core::settings::{Found, Settings, Sources, help, reference};
 pub(crate) enum Command {
     /// Serve.
     Run(Box<Found<Settings>>),
+    /// Say whether these settings are right, and stop.
+    Check(Box<Found<Settings>>),
     /// Print this and stop.
     Print(String),
 }
@@ -20,6 +20,9 @@ pub(crate) fn read(args: impl Iterator<Item = String>) -> Result<Command, Vec<St
     let mut sources = Sources { env: environment(), ..Sources::default() };
     let (mut check, mut mistakes) = (false, Vec::new());
     let mut args = args.peekable();
+    if args.peek().is_some_and(|first| first == "-h") {
+        return Ok(Command::Print(usage()));
+    }
     while let Some(arg) = args.next() {
         let Some(flag) = arg.strip_prefix("--") else {
             mistakes.push(format!(
@@ -57,11 +60,7 @@ pub(crate) fn read(args: impl Iterator<Item = String>) -> Result<Command, Vec<St
         return Err(mistakes);
     }
     if check {
-        let mut text = String::from("settings are right\n");
-        for warning in &found.warnings {
-            let _ = writeln!(text, "warning: {warning}");
-        }
-        return Ok(Command::Print(text));
+        return Ok(Command::Check(Box::new(found)));
     }
     Ok(Command::Run(Box::new(found)))
 }

@@ -44,7 +44,7 @@ pub(crate) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 const WRONG_SETTINGS: u8 = 2;
 /// Something that the settings can't know: a port in use, a file that can't be read.
 const FAILED: u8 = 1;
-/// Of the time for draining, what is kept for the last export.
+/// Of the time for draining, what the last export may take once requests are over.
 const LAST_EXPORT: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
@@ -54,6 +54,13 @@ fn main() -> ExitCode {
             let _ = std::io::stdout().lock().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
+        Ok(args::Command::Check(found)) => match check(&found) {
+            Ok(text) => {
+                let _ = std::io::stdout().lock().write_all(text.as_bytes());
+                ExitCode::SUCCESS
+            }
+            Err(message) => fail(&[message], WRONG_SETTINGS),
+        },
         Ok(args::Command::Run(found)) => match run(*found) {
             Ok(()) => ExitCode::SUCCESS,
             Err(Stop::Settings(message)) => fail(&[message], WRONG_SETTINGS),
@@ -61,6 +68,14 @@ fn main() -> ExitCode {
         },
         Err(mistakes) => fail(&mistakes, WRONG_SETTINGS),
     }
+}
+
+/// What a start would say of the settings, the files that they name included.
+fn check(found: &Found<Settings>) -> Result<String, String> {
+    let _ = Exporters::new(&found.value)?;
+    let _ = forward::Upstreams::new(&found.value)?;
+    let warnings = found.warnings.iter().map(|warning| format!("warning: {warning}\n"));
+    Ok(std::iter::once("settings are right\n".to_owned()).chain(warnings).collect())
 }
 
 /// Why the sidecar does not serve.
@@ -174,6 +189,7 @@ async fn serve(settings: Settings) -> Result<(), Stop> {
     let _ = drain.send(true);
     let requests_until = deadline - LAST_EXPORT.min(patience / 2);
     finish(&sidecar, listeners, requests_until).await;
+    let deadline = deadline.min(Instant::now() + LAST_EXPORT);
     let _ = stop.send(Some(deadline));
     let _ = timeout_at(deadline, export).await;
     sidecar.spans.drop_all(Dropped::Shutdown);

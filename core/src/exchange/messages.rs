@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use super::inject::{Plan, State};
+use super::inject::{Formats, Plan, State};
 use super::record::Buffers;
 use super::tracer::Tracer;
 use super::{Exchange, Now, RequestHead, Trace, Tracing};
@@ -20,12 +20,13 @@ use crate::events::pubsub_json;
 use crate::events::splice::Splices;
 use crate::events::{Edit, Untouched};
 use crate::ids::{Flags, Ids, SpanId, TraceId};
-use crate::limits::{MESSAGE_LINKS_MAX, PUBSUB_ATTRIBUTES_MAX};
-use crate::names::{attribute, header};
+use crate::limits::{HEADER_LINES_MAX, MESSAGE_LINKS_MAX, PUBSUB_ATTRIBUTES_MAX};
+use crate::names::{TRACESTATE_KEY, attribute, header};
 use crate::operation::Operation;
 use crate::otlp::{Attributes, Kind, Parent, Span, Status, link};
 use crate::propagation::traceparent::{self, TraceParent};
 use crate::propagation::{baggage, tracestate};
+use crate::sampling::erase_probability;
 
 /// What of an exchange's bodies `core` wants to see.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,7 +136,10 @@ struct Carried {
     /// The event's own, as it stands.
     event_text: Option<String>,
     has_origin: bool,
+    /// The event's `tracestate`, without our member.
     state: Vec<u8>,
+    /// Our member was in it.
+    held_own: bool,
     operation: Option<Operation>,
     form: Form,
 }
@@ -155,9 +159,12 @@ enum Form {
 /// What a message shall say.
 #[derive(Debug, Default)]
 struct Edits {
-    attributes: Vec<(&'static str, String)>,
-    event: Vec<(&'static str, String)>,
+    attributes: Vec<Said>,
+    event: Vec<Said>,
 }
+
+/// A member and its value; `None` takes it out.
+type Said = (&'static str, Option<String>);
 
 const HOP: &str = "googclient_traceparent";
 
@@ -180,11 +187,13 @@ impl Carried {
 
     fn of_event(event: &EventView<'_>, form: Form) -> Self {
         let parse = |text: &Cow<'_, str>| traceparent::parse(text.as_bytes()).ok();
-        let mut state = Vec::new();
+        let (mut state, mut held_own) = (Vec::new(), false);
         if let Some(list) = &event.tracestate {
             let _ = tracestate::join([list.as_bytes()], &mut state); // a broken list is left empty
+            held_own = tracestate::remove(&mut state, TRACESTATE_KEY); // an application copied it
         }
         Self {
+            held_own,
             hop: None,
             // Dapr's own extension counts where the standard one is missing.
             event: event.traceparent.as_ref().or(event.dapr_trace_id.as_ref()).and_then(parse),
@@ -211,18 +220,23 @@ impl Carried {
         };
         let may_set_hop = rule == EventContext::Rewrite || self.hop.is_none();
         if may_set_hop {
-            edits.attributes.push((HOP, text_of(own)));
+            edits.attributes.push((HOP, Some(text_of(own))));
         }
-        let operation =
-            operation.filter(|_| self.operation.is_none()).map(|operation| operation.as_str().to_owned());
+        let operation = operation.filter(|_| self.operation.is_none());
+        let operation = operation.map(|operation| Some(operation.as_str().to_owned()));
+        // Our member of `tracestate` is for the application's eyes; one that it copied goes no further.
+        let state =
+            self.held_own.then(|| String::from_utf8(self.state.clone()).ok().filter(|list| !list.is_empty()));
         match self.form {
             Form::Plain => edits.attributes.extend(operation.map(|name| ("operationname", name))),
             Form::Binary => {
-                edits.attributes.extend(may_set_event.then(|| ("ce-traceparent", text_of(own))));
+                edits.attributes.extend(may_set_event.then(|| ("ce-traceparent", Some(text_of(own)))));
+                edits.attributes.extend(state.map(|list| ("ce-tracestate", list)));
                 edits.attributes.extend(operation.map(|name| ("ce-operationname", name)));
             }
             Form::Structured => {
-                edits.event.extend(may_set_event.then(|| ("traceparent", text_of(own))));
+                edits.event.extend(may_set_event.then(|| ("traceparent", Some(text_of(own)))));
+                edits.event.extend(state.map(|list| ("tracestate", list)));
                 edits.event.extend(operation.map(|name| ("operationname", name)));
             }
         }
@@ -234,7 +248,7 @@ impl Carried {
         let mut edits = Edits::default();
         let preserve = rule == EventContext::Preserve;
         if !preserve || self.hop.is_none() {
-            edits.attributes.push((HOP, text_of(own)));
+            edits.attributes.push((HOP, Some(text_of(own))));
         }
         if preserve && self.event_text.is_some() {
             return edits;
@@ -243,12 +257,12 @@ impl Carried {
         match self.form {
             Form::Plain => {}
             Form::Binary => {
-                edits.attributes.push(("ce-traceparent", text_of(own)));
-                edits.attributes.extend(origin.map(|text| ("ce-origintraceparent", text)));
+                edits.attributes.push(("ce-traceparent", Some(text_of(own))));
+                edits.attributes.extend(origin.map(|text| ("ce-origintraceparent", Some(text))));
             }
             Form::Structured => {
-                edits.event.push(("traceparent", text_of(own)));
-                edits.event.extend(origin.map(|text| ("origintraceparent", text)));
+                edits.event.push(("traceparent", Some(text_of(own))));
+                edits.event.extend(origin.map(|text| ("origintraceparent", Some(text))));
             }
         }
         edits
@@ -397,8 +411,8 @@ fn name_of(destination: &str, verb: &str, names: MessageNames) -> [String; 2] {
 }
 
 /// Attributes of one message.
-fn describe(view: &MessageView<'_>, now: Now, out: &mut Vec<u8>) {
-    let mut attributes = Attributes::of_span(out);
+fn describe(view: &MessageView<'_>, now: Now, text_bytes_max: Option<usize>, out: &mut Vec<u8>) {
+    let mut attributes = Attributes::of_span(out).within(text_bytes_max);
     if let Some(id) = &view.message_id {
         attributes.text(attribute::MESSAGING_MESSAGE_ID, id.as_bytes());
     }
@@ -414,8 +428,8 @@ fn describe(view: &MessageView<'_>, now: Now, out: &mut Vec<u8>) {
     }
 }
 
-fn describe_event(event: &EventView<'_>, out: &mut Vec<u8>) {
-    let mut attributes = Attributes::of_span(out);
+fn describe_event(event: &EventView<'_>, text_bytes_max: Option<usize>, out: &mut Vec<u8>) {
+    let mut attributes = Attributes::of_span(out).within(text_bytes_max);
     for (key, value) in [
         (attribute::CLOUDEVENTS_ID, &event.id),
         (attribute::CLOUDEVENTS_SOURCE, &event.source),
@@ -481,8 +495,8 @@ macro_rules! pubsub_body {
 pubsub_body!(pubsub_json::Messages<'_, '_>);
 pubsub_body!(pubsub_grpc::Messages<'_, '_>);
 
-fn borrowed<'a>(edits: &'a [(&'static str, String)]) -> Vec<Edit<'a>> {
-    edits.iter().map(|(name, value)| Edit::set(name, value)).collect()
+fn borrowed(edits: &[Said]) -> Vec<Edit<'_>> {
+    edits.iter().map(|(name, value)| Edit { name, value: value.as_deref() }).collect()
 }
 
 /// An exchange's messages while its bodies are read: what is needed to decide, in one place.
@@ -493,6 +507,8 @@ struct Desk<'a, I> {
     trace: &'a mut Trace,
     operation: &'a mut Option<Operation>,
     buffers: &'a mut Buffers,
+    /// The caller is a sidecar: the context in the headers is the producer's hop, and no broker's.
+    from_sidecar: bool,
     ids: &'a mut I,
     now: Now,
 }
@@ -535,14 +551,17 @@ impl Tracer {
             let mut desk = Desk::of(self, exchange, now, ids)?;
             match desk.messaging.what {
                 What::Publish(Api::Rest) => desk.rest(body, pubsub_json::Form::Publish),
-                What::Publish(Api::Grpc) => frames(body, |message| desk.publish_request(message)),
-                What::Pull(Api::Grpc) => {
-                    let _ = frames(body, |message| desk.subscription(message, SubscriptionRequest::Pull));
-                    None
-                }
+                What::Publish(Api::Grpc) => frames(body, |flag, message| match flag {
+                    0 => desk.publish_request(message),
+                    _ => desk.compressed(),
+                }),
+                What::Pull(Api::Grpc) => frames(body, |flag, message| match flag {
+                    0 => desk.subscription(message, SubscriptionRequest::Pull),
+                    _ => None,
+                }),
                 What::MaybePush => desk.push(body),
-                What::EventStructured | What::EventBatch | What::UnwrappedPush { .. } => desk.events(body),
-
+                What::EventStructured | What::EventBatch => desk.events(body, None, &MessageView::default()),
+                What::UnwrappedPush { .. } => desk.events(body, hop_of(carrier), &view_of_head(carrier)),
                 What::StreamingPull | What::Pull(Api::Rest) | What::Settle(_) | What::EventBinary => None,
             }
         };
@@ -568,7 +587,10 @@ impl Tracer {
         let mut desk = Desk::of(self, exchange, now, ids)?;
         match desk.messaging.what {
             What::Pull(Api::Rest) => desk.rest(body, pubsub_json::Form::Pull),
-            What::Pull(Api::Grpc) => frames(body, |message| desk.pull_response(message)),
+            What::Pull(Api::Grpc) => frames(body, |flag, message| match flag {
+                0 => desk.pull_response(message),
+                _ => desk.compressed(),
+            }),
             _ => None,
         }
     }
@@ -609,16 +631,16 @@ impl Tracer {
             What::UnwrappedPush { structured: false } => desk.unwrapped(carrier),
             _ => return,
         };
-        let event: Vec<(&'static str, String)> = edits
-            .attributes
-            .into_iter()
-            .filter_map(|(name, value)| match name {
-                "ce-traceparent" => Some(("traceparent", value)),
-                "ce-origintraceparent" => Some(("origintraceparent", value)),
-                "ce-operationname" => Some(("operationname", value)),
-                _ => None,
-            })
-            .collect();
+        // As headers, an event's attributes are its extensions; an unwrapped push has the hop's beside them.
+        let is_push = desk.messaging.is_pubsub();
+        let mut event: Vec<Said> = Vec::new();
+        for (name, value) in edits.attributes {
+            match (name.strip_prefix("ce-"), value) {
+                (Some(extension), value) => event.push((extension, value)),
+                (None, Some(value)) if is_push && name == HOP => carrier.set(HOP, value.as_bytes()),
+                (None, _) => {}
+            }
+        }
         if let Err(reason) = cloudevent::edit_binary(carrier, &borrowed(&event)) {
             self.count_untouched(reason.label());
         }
@@ -635,10 +657,14 @@ impl Tracer {
         }
         let lacks_it = baggage::find(&exchange.buffers.baggage, attribute::OPERATION).is_none();
         let inbound = exchange.direction == Direction::Inbound;
-        plan.operation_baggage =
-            exchange.operation.filter(|_| inbound && lacks_it && self.config.propagators.baggage);
+        let may_add = inbound && lacks_it && self.config.propagators.baggage && baggage_is_whole(carrier);
+        plan.operation_baggage = exchange.operation.filter(|_| may_add);
         plan.restored_baggage = false;
-        plan.state = if inbound && plan.state != State::Withheld { State::WithOwn } else { plan.state };
+        // An application is told nothing of a trace that we start; a producer's is none of these.
+        if plan.state == State::Withheld && trace.parent.is_some() {
+            plan.formats = Formats::everything(self.config.propagators);
+            plan.state = State::WithOwn;
+        }
         plan.write(trace, &self.config.peer_header, &mut exchange.buffers, carrier);
     }
 }
@@ -664,18 +690,17 @@ impl MessageSpan {
     }
 }
 
-/// Each gRPC message of a whole body, replaced where `edit` says so; `None` when nothing changes. Compressed
-/// messages and what is cut short stay as they are.
-fn frames(body: &[u8], mut edit: impl FnMut(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+/// Each gRPC message of a whole body, replaced where `edit`, which is given its flag too, says so; `None` when
+/// nothing changes. What is cut short stays as it is.
+fn frames(body: &[u8], mut edit: impl FnMut(u8, &[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
     let mut reassembler = Reassembler::new(body.len());
     let (mut rest, mut out, mut changed) = (body, Vec::with_capacity(body.len() + 256), false);
     while let Some(piece) = reassembler.next_piece(&mut rest) {
         match piece {
-            Piece::Message { flag: 0, message, framed } => match edit(message) {
-                Some(edited) => changed |= grpc_frame::write(0, &edited, &mut out),
+            Piece::Message { flag, message, framed } => match edit(flag, message) {
+                Some(edited) => changed |= grpc_frame::write(flag, &edited, &mut out),
                 None => out.extend_from_slice(framed),
             },
-            Piece::Message { framed, .. } => out.extend_from_slice(framed),
             Piece::Passing(bytes) => out.extend_from_slice(bytes),
         }
     }
@@ -693,6 +718,7 @@ impl<'a, I: Ids> Desk<'a, I> {
             trace,
             operation: &mut exchange.operation,
             buffers: &mut exchange.buffers,
+            from_sidecar: exchange.caller_is_sidecar,
             ids,
             now,
         })
@@ -706,13 +732,20 @@ impl<'a, I: Ids> Desk<'a, I> {
         self.tracer.count_untouched(reason.label());
     }
 
+    fn compressed(&self) -> Option<Vec<u8>> {
+        self.tracer.count_untouched("compressed");
+        None
+    }
+
     fn rest(&mut self, body: &[u8], form: pubsub_json::Form) -> Option<Vec<u8>> {
         let mut scratch = pubsub_json::Scratch::default();
         match pubsub_json::Messages::read(body, form, &mut scratch) {
             Ok(messages) => {
                 if form == pubsub_json::Form::Push {
                     let full = messages.subscription().unwrap_or_default();
-                    self.messaging.destination = short_name(&full, Resource::subscription(&full));
+                    // Others may call members so; the service always tells the full name.
+                    let Resource { id, .. } = Resource::subscription(&full)?;
+                    self.messaging.destination = id.into_owned();
                 }
                 self.all(&messages, body)
             }
@@ -737,7 +770,7 @@ impl<'a, I: Ids> Desk<'a, I> {
             return None;
         }
         self.messaging.what = What::EventStructured;
-        self.events(body)
+        self.events(body, None, &MessageView::default())
     }
 
     fn publish_request(&mut self, message: &[u8]) -> Option<Vec<u8>> {
@@ -784,7 +817,7 @@ impl<'a, I: Ids> Desk<'a, I> {
         let mut scratch = InsideScratch::default();
         let mut splices = Splices::new();
         for index in 0..count {
-            let room = PUBSUB_ATTRIBUTES_MAX.saturating_sub(messages.message(index).attributes.len());
+            let mut room = PUBSUB_ATTRIBUTES_MAX.saturating_sub(messages.message(index).attributes.len());
             let mut decide = |view: &MessageView<'_>, event: Option<&EventView<'_>>| {
                 let carried = Carried::of_message(view, event);
                 let binary = view.attributes.binary_event();
@@ -795,9 +828,12 @@ impl<'a, I: Ids> Desk<'a, I> {
                     self.one_of_many(carried, view, event)
                 };
                 // The service refuses messages with more attributes: ours are the first to go.
-                if edits.attributes.len() > room {
-                    edits.attributes.retain(|(name, _)| view.attributes.get(name).is_some());
-                }
+                edits.attributes.retain(|(name, _)| {
+                    let replaces = view.attributes.iter().any(|attribute| attribute.name() == *name);
+                    let fits = replaces || room > 0;
+                    room = room.saturating_sub(usize::from(!replaces));
+                    fits
+                });
                 edits
             };
             let done = messages.rewrite(index, &mut scratch, &mut splices, &mut decide);
@@ -808,8 +844,8 @@ impl<'a, I: Ids> Desk<'a, I> {
         self.applied(&splices, body)
     }
 
-    /// Every event of a structured body or a batch.
-    fn events(&mut self, body: &[u8]) -> Option<Vec<u8>> {
+    /// Every event of a structured body or a batch, and what the head says of its message.
+    fn events(&mut self, body: &[u8], hop: Option<TraceParent>, view: &MessageView<'_>) -> Option<Vec<u8>> {
         let mut scratch = cloudevent::Scratch::default();
         let read = match self.messaging.what {
             What::EventBatch => Events::batch(body, &mut scratch),
@@ -827,12 +863,11 @@ impl<'a, I: Ids> Desk<'a, I> {
         let mut splices = Splices::new();
         for index in 0..events.len() {
             let event = events.view(index);
-            let carried = Carried::of_event(&event, Form::Structured);
-            let none = MessageView::default();
+            let carried = Carried { hop, ..Carried::of_event(&event, Form::Structured) };
             let edits = if self.messaging.single {
-                self.one(carried, &none, Some(&event))
+                self.one(carried, view, Some(&event))
             } else {
-                self.one_of_many(carried, &none, Some(&event))
+                self.one_of_many(carried, view, Some(&event))
             };
             if let Err(reason) = events.edit(index, &borrowed(&edits.event), &mut splices) {
                 self.untouched(reason);
@@ -862,25 +897,21 @@ impl<'a, I: Ids> Desk<'a, I> {
         let is_event = event.is_event();
         let form = if is_event { Form::Binary } else { Form::Plain };
         let mut carried = Carried::of_event(&event, form);
-        carried.hop = carrier.get(HOP).and_then(|value| traceparent::parse(value).ok());
+        carried.hop = hop_of(carrier);
         if carried.operation.is_none() {
             carried.operation = carrier.get("operationname").and_then(Operation::parse);
         }
-        let push = PushHead::read(carrier);
-        let view = MessageView {
-            message_id: push.and_then(|push| push.message_id).map(Cow::Borrowed),
-            ordering_key: push.and_then(|push| push.ordering_key).map(Cow::Borrowed),
-            publish_time_unix_ns: push.and_then(|push| push.publish_time_unix_ns),
-            delivery_attempt: push.and_then(|push| push.delivery_attempt),
-            ..MessageView::default()
-        };
-        self.one(carried, &view, is_event.then_some(&event))
+        self.one(carried, &view_of_head(carrier), is_event.then_some(&event))
     }
 
     /// The only message: the exchange's own span is its span.
-    fn one(&mut self, carried: Carried, view: &MessageView<'_>, event: Option<&EventView<'_>>) -> Edits {
+    fn one(&mut self, mut carried: Carried, view: &MessageView<'_>, event: Option<&EventView<'_>>) -> Edits {
         self.messaging.single = true;
         self.name_after(event);
+        if self.from_sidecar && !self.messaging.is_pubsub() && carried.hop.is_none() {
+            let Trace { trace_id, flags, parent, .. } = *self.trace;
+            carried.hop = parent.map(|parent| TraceParent { trace_id, span_id: parent.span_id, flags });
+        }
         let rule = self.tracer.config.event_context;
         let edits = match self.direction {
             Direction::Outbound => {
@@ -893,10 +924,10 @@ impl<'a, I: Ids> Desk<'a, I> {
             }
         };
         if self.trace.recorded {
-            let out = &mut self.buffers.attributes;
-            describe(view, self.now, out);
+            let (max, out) = (self.tracer.config.attribute_bytes_max, &mut self.buffers.attributes);
+            describe(view, self.now, max, out);
             if let Some(event) = event {
-                describe_event(event, out);
+                describe_event(event, max, out);
             }
         }
         edits
@@ -921,6 +952,7 @@ impl<'a, I: Ids> Desk<'a, I> {
     fn place_publish(&mut self, carried: &Carried) {
         match carried.producer() {
             Some(context) if !self.had_context() => {
+                self.buffers.tracestate.clone_from(&carried.state);
                 self.move_to(context);
                 self.buffers.links.clear();
             }
@@ -941,9 +973,11 @@ impl<'a, I: Ids> Desk<'a, I> {
             if let Some(transport) = transport {
                 link(&mut self.buffers.links, self.trace.trace_id, transport.span_id, self.trace.flags);
             }
+            // Of the same trace, the transport's list is as good, unless the event has one.
+            if context.trace_id != self.trace.trace_id || !carried.state.is_empty() {
+                self.buffers.tracestate.clone_from(&carried.state);
+            }
             self.move_to(context);
-            self.buffers.tracestate.clear();
-            self.buffers.tracestate.extend_from_slice(&carried.state);
         }
         self.link_if_elsewhere(carried.event);
         if self.operation.is_none() {
@@ -965,6 +999,9 @@ impl<'a, I: Ids> Desk<'a, I> {
     fn move_to(&mut self, context: TraceParent) {
         let sampled = context.flags.sampled();
         let decision = self.tracer.config.sampler.decide(context.trace_id, Some(sampled));
+        if decision.sampled != sampled {
+            erase_probability(&mut self.buffers.tracestate);
+        }
         self.trace.trace_id = context.trace_id;
         self.trace.flags = context.flags.with_sampled(decision.sampled);
         self.trace.reason = decision.reason;
@@ -1020,9 +1057,10 @@ impl<'a, I: Ids> Desk<'a, I> {
             let (verb, kind) = self.messaging.verb(self.direction, names);
             let mut attributes = Vec::new();
             self.messaging.common(verb, kind, &mut attributes);
-            describe(view, self.now, &mut attributes);
+            let max = self.tracer.config.attribute_bytes_max;
+            describe(view, self.now, max, &mut attributes);
             if let Some(event) = event {
-                describe_event(event, &mut attributes);
+                describe_event(event, max, &mut attributes);
             }
             if let Some(operation) = &operation {
                 Attributes::of_span(&mut attributes)
@@ -1049,6 +1087,35 @@ impl<'a, I: Ids> Desk<'a, I> {
         } else {
             carried.delivered(own, rule)
         }
+    }
+}
+
+/// Whether the baggage can be read to the end. If not, it goes on as it came: rewriting it would lose what is
+/// the user's.
+fn baggage_is_whole(carrier: &impl Carrier) -> bool {
+    let mut lines: Vec<&[u8]> = Vec::new();
+    carrier.for_each(&mut |name, value| {
+        if name == baggage::HEADER {
+            lines.push(value);
+        }
+    });
+    lines.len() <= HEADER_LINES_MAX && baggage::join(lines, &mut Vec::new()) == baggage::Cut::default()
+}
+
+/// The hop's context of an unwrapped push.
+fn hop_of(carrier: &impl Carrier) -> Option<TraceParent> {
+    carrier.get(HOP).and_then(|value| traceparent::parse(value).ok())
+}
+
+/// What the head of an unwrapped push says of its message.
+fn view_of_head(carrier: &impl Carrier) -> MessageView<'_> {
+    let push = PushHead::read(carrier);
+    MessageView {
+        message_id: push.and_then(|push| push.message_id).map(Cow::Borrowed),
+        ordering_key: push.and_then(|push| push.ordering_key).map(Cow::Borrowed),
+        publish_time_unix_ns: push.and_then(|push| push.publish_time_unix_ns),
+        delivery_attempt: push.and_then(|push| push.delivery_attempt),
+        ..MessageView::default()
     }
 }
 

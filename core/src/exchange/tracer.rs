@@ -529,13 +529,23 @@ impl Tracer {
         operation: Option<Operation>,
         buffers: &mut Buffers,
     ) {
-        let Some(place) = trace.in_flight else { return };
         let luggage = record::luggage(buffers);
         let mut shared = self.lock();
-        let Some(before) = shared.in_flight.remove(place) else { return };
+        // An application that was to be told nothing was not remembered; a message's trace it is told of.
+        let before = trace.in_flight.and_then(|place| shared.in_flight.remove(place));
+        let (calls_with_context, calls_without_context) =
+            before.map_or((0, 0), |before| (before.calls_with_context, before.calls_without_context));
         let Trace { trace_id, span_id, flags, .. } = *trace;
-        trace.in_flight =
-            shared.in_flight.insert(Inbound { trace_id, span_id, flags, operation, luggage, ..before });
+        let inbound = Inbound {
+            trace_id,
+            span_id,
+            flags,
+            operation,
+            luggage,
+            calls_with_context,
+            calls_without_context,
+        };
+        trace.in_flight = shared.in_flight.insert(inbound);
     }
 
     /// A body with messages goes on as it is, for this reason.

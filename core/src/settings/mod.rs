@@ -242,7 +242,7 @@ const CONFLICTS: &[Conflict] = &[
     (
         |settings| settings.inbound_listen.is_none() && settings.outbound_listen.is_none(),
         "inbound-listen",
-        "an address here or in outbound-listen: there is nothing to do without one of them",
+        "an address here, in outbound-listen, or in both: without a listener there is nothing to do (see --help)",
     ),
     (
         |settings| {

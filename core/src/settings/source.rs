@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn settings_that_make_no_sense_together_are_mistakes() {
         for (flags, expected) in [
-            (&[][..], "THROUGHLINE_INBOUND_LISTEN: want an address here or in outbound-listen"),
+            (&[][..], "THROUGHLINE_INBOUND_LISTEN: want an address here, in outbound-listen"),
             (
                 &[("inbound-listen", "127.0.0.1:1")][..],
                 "THROUGHLINE_INBOUND_UPSTREAM: want the application's host",
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_missions_own_names_are_aliases() {
+    fn other_common_names_are_aliases() {
         let env = [
             ("OTEL_TRACE_SAMPLER", "always_on"),
             ("OTEL_TRACE_SAMPLING_RATE", "0.5"),

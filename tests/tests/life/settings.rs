@@ -191,7 +191,7 @@ async fn every_setting_of_the_file_has_its_key() {
 }
 
 #[tokio::test]
-async fn the_missions_own_names_are_understood() {
+async fn other_common_names_are_understood() {
     let (collector, app) = (Collector::start().await, Service::playing(answer(200, "")).await);
     let plan = |name: &str, value: &str| {
         Plan::before("orders", app.address)
