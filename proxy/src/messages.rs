@@ -136,22 +136,28 @@ fn joined(mut frames: VecDeque<Frame<Bytes>>) -> Bytes {
     })
 }
 
-/// Reads the first piece of a body and puts it back.
-pub(crate) async fn beginning<B>(mut body: B) -> Result<(Bytes, Resumed<B>), B::Error>
+/// Reads the beginning of a body, until `known` says something of it, and puts it back. Reads no more than
+/// `bytes_max`.
+pub(crate) async fn beginning<B, T>(
+    mut body: B,
+    bytes_max: u64,
+    known: impl Fn(&[u8]) -> Option<T>,
+) -> Result<(Option<T>, Resumed<B>), B::Error>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut frames = VecDeque::new();
-    let first = match body.frame().await {
-        None => Bytes::new(),
-        Some(frame) => {
-            let frame = frame?;
-            let first = frame.data_ref().cloned().unwrap_or_default();
-            frames.push_back(frame);
-            first
+    let (mut frames, mut read) = (VecDeque::new(), Vec::new());
+    loop {
+        let Some(frame) = body.frame().await.transpose()? else {
+            return Ok((None, Resumed { frames, rest: None }));
+        };
+        read.extend_from_slice(frame.data_ref().map_or(&[], |data| data.as_ref()));
+        frames.push_back(frame);
+        let said = known(&read);
+        if said.is_some() || read.len() as u64 > bytes_max {
+            return Ok((said, Resumed { frames, rest: Some(body) }));
         }
-    };
-    Ok((first, Resumed { frames, rest: Some(body) }))
+    }
 }
 
 /// A body that is whole.
@@ -180,7 +186,8 @@ pub(crate) fn first_message(bytes: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Puts gRPC messages together, has each one edited, and frames them anew.
+/// Puts gRPC messages together, has each one edited, and frames them anew. Those over the reassembler's bound
+/// pass as they come.
 pub(crate) fn reframe(
     reassembler: &mut Reassembler,
     chunk: &[u8],
@@ -228,9 +235,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_beginning_of_a_body_is_put_back() {
-        let (first, body) = beginning(Full::new(Bytes::from_static(b"abc"))).await.unwrap();
-        assert_eq!((first, body.size_hint().exact()), (Bytes::from_static(b"abc"), Some(3)));
+        let text = || Full::new(Bytes::from_static(b"abc"));
+        let (said, body) = beginning(text(), 100, |read| read.first().copied()).await.unwrap();
+        assert_eq!((said, body.size_hint().exact()), (Some(b'a'), Some(3)));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
+        let (said, body) = beginning(text(), 100, |_| None::<()>).await.unwrap();
+        assert_eq!((said, body.collect().await.unwrap().to_bytes()), (None, Bytes::from_static(b"abc")));
     }
 
     #[test]

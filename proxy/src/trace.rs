@@ -115,20 +115,21 @@ where
         return Ok(Request::from_parts(head, Resumed::untouched(body)));
     }
     if wanted == Wanted::Stream {
-        let (first, body) = messages::beginning(body).await.map_err(|_| ())?;
-        if let Some(message) = messages::first_message(&first) {
+        let (first, body) =
+            messages::beginning(body, limit, messages::first_message).await.map_err(|_| ())?;
+        if let Some(message) = first {
             live.subscribed(&message);
         }
         return Ok(Request::from_parts(head, body));
     }
     let body = if wanted == Wanted::MaybePush {
-        // Most JSON requests are no push, and a push does not wait to be asked for its body.
-        if unfit.is_some() || head.headers.contains_key(EXPECT) {
+        // A push does not wait to be asked for its body, and what is compressed can't be looked at.
+        if unfit == Some("compressed") || head.headers.contains_key(EXPECT) {
             return Ok(Request::from_parts(head, Resumed::untouched(body)));
         }
-        let (first, body) = messages::beginning(body).await.map_err(|_| ())?;
-        if !looks_like_push(&first) {
-            return Ok(Request::from_parts(head, body));
+        let (push, body) = messages::beginning(body, limit, looks_like_push).await.map_err(|_| ())?;
+        if push != Some(true) {
+            return Ok(Request::from_parts(head, body)); // most JSON requests are none
         }
         body
     } else {
@@ -492,7 +493,11 @@ impl<D: Body<Data = Bytes, Error = Failure>> Body for Traced<D> {
                     Some(Err(failure)) => live.end(Outcome::Failed { failure: *failure, answered: None }),
                     Some(Ok(frame)) => {
                         if let (Some(frames), Some(data)) = (frames.as_mut(), frame.data_ref()) {
+                            let over_before = frames.messages_over_bound();
                             let edited = reframe(frames, data, |flag, message| live.streamed(flag, message));
+                            if frames.messages_over_bound() > over_before {
+                                live.untouched("over_limit");
+                            }
                             if edited.is_empty() && !body.is_end_stream() {
                                 continue; // the rest of the message is still to come
                             }

@@ -198,7 +198,8 @@ impl<'a> PushHead<'a> {
         Some(Self {
             subscription: text("x-goog-pubsub-subscription-name")?,
             message_id: text("x-goog-pubsub-message-id"),
-            ordering_key: text("x-goog-pubsub-ordering-key"),
+            // The emulator leaves a word out.
+            ordering_key: text("x-goog-pubsub-ordering-key").or_else(|| text("x-goog-ordering-key")),
             publish_time_unix_ns: text("x-goog-pubsub-publish-time").and_then(unix_ns),
             delivery_attempt: text("x-goog-pubsub-delivery-attempt").and_then(|attempt| attempt.parse().ok()),
         })
@@ -247,9 +248,11 @@ impl MediaType<'_> {
     }
 }
 
-/// A push is JSON; the service says so, and an emulator may say nothing.
+/// A push is JSON. The service says so; the emulator says nothing, or calls a bare one a form.
 fn may_be_wrapped(carrier: &(impl Carrier + ?Sized)) -> bool {
-    carrier.get("content-type").is_none_or(|media| media_type(media).is("application/json"))
+    const SAID: [&str; 3] =
+        ["application/json", "application/x-www-form-urlencoded", "application/octet-stream"];
+    carrier.get("content-type").is_none_or(|media| SAID.iter().any(|said| media_type(media).is(said)))
 }
 
 /// Bytes at each end of a body in which a wrapped push has its `subscription`: beside it, the outer object
@@ -412,7 +415,10 @@ mod tests {
         );
         check("POST", "/push", &[], Hop::Push(Wrapping::MaybeWrapped));
         check("PUT", "/push", &[("content-type", "application/json")], Hop::None);
-        check("POST", "/push", &[("content-type", "application/x-www-form-urlencoded")], Hop::None);
+        // What the emulator calls a bare push.
+        let form = [("content-type", "application/x-www-form-urlencoded")];
+        check("POST", "/push", &form, Hop::Push(Wrapping::MaybeWrapped));
+        check("POST", "/push", &[("content-type", "text/plain")], Hop::None);
     }
 
     #[test]

@@ -76,6 +76,24 @@ fn events_that_cannot_be_read_leave_an_ordinary_span() {
 }
 
 #[test]
+fn a_beginning_is_waited_for_no_longer_than_it_takes_to_tell() {
+    for (beginning, expected) in [
+        ("", None),
+        (" \n", None),
+        ("{", None),
+        ("{ ", None),
+        (r#"{"mess"#, None),
+        (r#"{"message""#, Some(true)),
+        (r#"{"messages"#, Some(false)),
+        (r#"{"m1"#, Some(false)),
+        ("[", Some(false)),
+        ("x=1", Some(false)),
+    ] {
+        assert_eq!(looks_like_push(beginning.as_bytes()), expected, "{beginning}");
+    }
+}
+
+#[test]
 fn an_ordinary_request_stays_one_whatever_it_begins_with() {
     let deep_push = format!(r#"{{"message":{}"#, "[".repeat(100_000));
     let cut_push = &pushed(&binary(""))[..60];
@@ -95,7 +113,7 @@ fn an_ordinary_request_stays_one_whatever_it_begins_with() {
         (&deep_push, true),
     ] {
         let shown = &body[..body.len().min(60)];
-        assert_eq!(looks_like_push(body.as_bytes()), looked_at, "{shown}");
+        assert_eq!(looks_like_push(body.as_bytes()) == Some(true), looked_at, "{shown}");
         let mut stage = Stage::new();
         let sent = stage.inbound(&[("traceparent", SAMPLED)], body);
         assert!(!sent.edited, "{shown}");

@@ -96,7 +96,7 @@ impl Stage {
     ) -> Option<Vec<u8>> {
         let read = match exchange.wanted() {
             Wanted::Request | Wanted::RequestAndResponse => true,
-            Wanted::MaybePush => looks_like_push(body),
+            Wanted::MaybePush => looks_like_push(body) == Some(true),
             Wanted::Nothing | Wanted::Response | Wanted::Stream => false,
         };
         let World { tracer, now, .. } = &self.world;
