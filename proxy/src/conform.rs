@@ -60,7 +60,7 @@ where
 
 /// The answer to a request that is illegal; none for one that is not.
 pub(crate) fn refuse<B, D: Explain>(connection: &Connection, request: &Request<B>) -> Option<Response<D>> {
-    let raw = if connection.progress.take_illegal() { Err(Refusal::Framing) } else { Ok(()) };
+    let raw = if connection.progress.is_illegal() { Err(Refusal::Framing) } else { Ok(()) };
     let fields_max = connection.sidecar.settings.header_fields_max;
     let judged = raw.and_then(|()| {
         judge(request.method(), request.uri(), request.version(), request.headers(), fields_max)

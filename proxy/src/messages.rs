@@ -5,12 +5,14 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use throughline_core::events::grpc_frame::{self, Piece, Reassembler};
+use tokio::time::{Instant, timeout_at};
 
 /// A body of which the beginning was read: what was read comes first again, then the rest.
 #[derive(Debug)]
@@ -55,7 +57,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Resumed<B> {
     fn size_hint(&self) -> SizeHint {
         let held = self.held();
         let mut hint = SizeHint::with_exact(held);
-        if let Some(rest) = &self.rest {
+        if self.frames.iter().any(Frame::is_trailers) {
+            hint = SizeHint::new(); // a body of known length would lose its trailers
+            hint.set_lower(held);
+        } else if let Some(rest) = &self.rest {
             let rest = rest.size_hint();
             hint = SizeHint::new();
             hint.set_lower(held + rest.lower());
@@ -137,18 +142,23 @@ fn joined(mut frames: VecDeque<Frame<Bytes>>) -> Bytes {
 }
 
 /// Reads the beginning of a body, until `known` says something of it, and puts it back. Reads no more than
-/// `bytes_max`.
+/// `bytes_max`, and no longer than `patience`: a caller may want its answer before it sends a body.
 pub(crate) async fn beginning<B, T>(
     mut body: B,
     bytes_max: u64,
+    patience: Duration,
     known: impl Fn(&[u8]) -> Option<T>,
 ) -> Result<(Option<T>, Resumed<B>), B::Error>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     let (mut frames, mut read) = (VecDeque::new(), Vec::new());
+    let deadline = Instant::now() + patience;
     loop {
-        let Some(frame) = body.frame().await.transpose()? else {
+        let Ok(frame) = timeout_at(deadline, body.frame()).await else {
+            return Ok((None, Resumed { frames, rest: Some(body) }));
+        };
+        let Some(frame) = frame.transpose()? else {
             return Ok((None, Resumed { frames, rest: None }));
         };
         read.extend_from_slice(frame.data_ref().map_or(&[], |data| data.as_ref()));
@@ -236,10 +246,11 @@ mod tests {
     #[tokio::test]
     async fn the_beginning_of_a_body_is_put_back() {
         let text = || Full::new(Bytes::from_static(b"abc"));
-        let (said, body) = beginning(text(), 100, |read| read.first().copied()).await.unwrap();
+        let (said, body) =
+            beginning(text(), 100, Duration::from_secs(9), |read| read.first().copied()).await.unwrap();
         assert_eq!((said, body.size_hint().exact()), (Some(b'a'), Some(3)));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
-        let (said, body) = beginning(text(), 100, |_| None::<()>).await.unwrap();
+        let (said, body) = beginning(text(), 100, Duration::from_secs(9), |_| None::<()>).await.unwrap();
         assert_eq!((said, body.collect().await.unwrap().to_bytes()), (None, Bytes::from_static(b"abc")));
     }
 

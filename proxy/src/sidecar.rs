@@ -101,6 +101,10 @@ impl Readiness {
         self.draining.store(true, Ordering::Release);
     }
 
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     /// `Err` says why not.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         if self.draining.load(Ordering::Acquire) {

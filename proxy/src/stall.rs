@@ -3,12 +3,13 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http_body::{Body, Frame, SizeHint};
 
+use crate::listener::Seen;
 use crate::sidecar::Connection;
 use crate::stats::Reaped;
 
@@ -24,8 +25,10 @@ pub(crate) struct Progress {
     moved_ms: AtomicU64,
     /// Milliseconds since `opened`, plus one, when a head began to arrive; 0 when none is under way.
     head_ms: AtomicU64,
-    /// The head that is arriving must be refused.
-    illegal: AtomicBool,
+    /// Requests so far.
+    begun: AtomicU64,
+    /// The number of the request whose head must be refused; 0 for none.
+    illegal: AtomicU64,
 }
 
 /// How long a connection may stand still.
@@ -52,7 +55,8 @@ impl Progress {
             unread: AtomicU32::new(0),
             moved_ms: AtomicU64::new(0),
             head_ms: AtomicU64::new(0),
-            illegal: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
+            illegal: AtomicU64::new(0),
         }
     }
 
@@ -64,31 +68,38 @@ impl Progress {
         self.moved_ms.store(self.elapsed_ms(), Ordering::Relaxed);
     }
 
-    /// Bytes came in: between requests they are the beginning of a head.
-    pub(crate) fn received(&self) {
-        if self.is_idle() && self.head_ms.load(Ordering::Relaxed) == 0 {
+    /// Bytes came in on an HTTP/1 connection.
+    pub(crate) fn received(&self, seen: Seen) {
+        if let Some(number) = seen.illegal {
+            self.illegal.store(number, Ordering::Relaxed);
+        }
+        if !seen.inside_head {
+            self.head_ms.store(0, Ordering::Relaxed);
+        } else if self.head_ms.load(Ordering::Relaxed) == 0 {
             self.head_ms.store(self.elapsed_ms() + 1, Ordering::Relaxed);
         }
     }
 
     /// Whether no request is under way.
-    pub(crate) fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.requests.load(Ordering::Relaxed) == 0
     }
 
-    pub(crate) fn head_is_illegal(&self) {
-        self.illegal.store(true, Ordering::Relaxed);
+    /// Whether a head has begun to arrive and not ended.
+    pub(crate) fn is_inside_head(&self) -> bool {
+        self.head_ms.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether the head that just arrived must be refused; asked once.
-    pub(crate) fn take_illegal(&self) -> bool {
-        self.illegal.load(Ordering::Relaxed) && self.illegal.swap(false, Ordering::Relaxed)
+    /// Whether the head of the request that has just begun must be refused.
+    pub(crate) fn is_illegal(&self) -> bool {
+        let illegal = self.illegal.load(Ordering::Relaxed);
+        illegal > 0 && self.begun.load(Ordering::Relaxed) >= illegal
     }
 
     /// A head is whole.
     pub(crate) fn request_began(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.head_ms.store(0, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
     }
 
     fn request_over(&self) {
@@ -105,7 +116,12 @@ impl Progress {
         if head > 0 && since(head - 1) > patience.head {
             return Some(Reaped::SlowHead);
         }
-        if self.unread.load(Ordering::Relaxed) > 0 && since(moved) > patience.unread {
+        // While others on the connection are served, those who do not read only cost their windows; but not for
+        // ever.
+        let unread = self.unread.load(Ordering::Relaxed);
+        let only_unread = unread >= self.requests.load(Ordering::Relaxed);
+        let stands_for = since(moved);
+        if unread > 0 && (stands_for > patience.unread * 5 || (only_unread && stands_for > patience.unread)) {
             return Some(Reaped::Stalled);
         }
         let idle = self.is_idle() && head == 0;
@@ -224,10 +240,12 @@ mod tests {
 
     #[test]
     fn a_connection_is_reaped_for_what_it_does_not_do() {
-        assert_eq!(after(5, Progress::received), None);
-        assert_eq!(after(11, Progress::received), Some(Reaped::SlowHead));
+        let began = |progress: &Progress| progress.received(Seen { inside_head: true, illegal: None });
+        assert_eq!(after(5, began), None);
+        assert_eq!(after(11, began), Some(Reaped::SlowHead));
         let reading = |progress: &Progress| {
-            progress.received();
+            began(progress);
+            progress.received(Seen { inside_head: false, illegal: None });
             progress.request_began();
         };
         assert_eq!(after(3700, reading), None, "the application may take its time");
@@ -237,6 +255,12 @@ mod tests {
         };
         assert_eq!(after(59, unread), None);
         assert_eq!(after(61, unread), Some(Reaped::Stalled));
+        let beside_another = |progress: &Progress| {
+            progress.request_began();
+            unread(progress);
+        };
+        assert_eq!(after(61, beside_another), None, "the other is served");
+        assert_eq!(after(301, beside_another), Some(Reaped::Stalled));
         assert_eq!(after(3599, |_| ()), None);
         assert_eq!(after(3601, |_| ()), Some(Reaped::Idle));
     }

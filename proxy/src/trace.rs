@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderValue};
@@ -22,6 +23,11 @@ use crate::host::{Headers, RandomIds, now};
 use crate::messages::{self, Held, Resumed, reframe};
 use crate::sidecar::Connection;
 use crate::stats::Side;
+
+/// How long the beginning of a body that may be a push is waited for: a push comes in one piece.
+const GLANCE: Duration = Duration::from_millis(100);
+/// The same for the request that opens a stream of messages, which says at once what it wants.
+const SUBSCRIPTION: Duration = Duration::from_secs(1);
 
 /// Wraps a service that forwards.
 #[derive(Clone, Debug)]
@@ -116,7 +122,7 @@ where
     }
     if wanted == Wanted::Stream {
         let (first, body) =
-            messages::beginning(body, limit, messages::first_message).await.map_err(|_| ())?;
+            messages::beginning(body, limit, SUBSCRIPTION, messages::first_message).await.map_err(|_| ())?;
         if let Some(message) = first {
             live.subscribed(&message);
         }
@@ -127,7 +133,7 @@ where
         if unfit == Some("compressed") || head.headers.contains_key(EXPECT) {
             return Ok(Request::from_parts(head, Resumed::untouched(body)));
         }
-        let (push, body) = messages::beginning(body, limit, looks_like_push).await.map_err(|_| ())?;
+        let (push, body) = messages::beginning(body, limit, GLANCE, looks_like_push).await.map_err(|_| ())?;
         if push != Some(true) {
             return Ok(Request::from_parts(head, body)); // most JSON requests are none
         }

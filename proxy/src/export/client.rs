@@ -336,9 +336,11 @@ fn retry_info(fields: &HeaderMap) -> Option<Duration> {
         let kind = field(any, 1).and_then(|(_, bytes)| bytes).unwrap_or_default();
         if kind.ends_with(b"google.rpc.RetryInfo") {
             let delay = field(any, 2)?.1.and_then(|info| field(info, 1))?.1?;
-            let seconds = field(delay, 1).map_or(0, |(seconds, _)| seconds);
-            let nanos = field(delay, 2).map_or(0, |(nanos, _)| nanos);
-            return Some(Duration::from_secs(seconds) + Duration::from_nanos(nanos));
+            // Both are signed on the wire; a negative delay asks for nothing that can be done.
+            let positive =
+                |number| field(delay, number).map_or(Some(0), |(value, _)| i64::try_from(value).ok());
+            let (seconds, nanos) = (positive(1)?.unsigned_abs(), positive(2)?.unsigned_abs());
+            return Some(Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanos)));
         }
     }
     None
@@ -437,6 +439,18 @@ mod tests {
         let text = encode_base64(&status);
         headers.insert("grpc-status-details-bin", HeaderValue::from_str(&text).unwrap());
         assert_eq!(retry_info(&headers), Some(Duration::from_secs(3)));
+        let negative = [0xff; 9].iter().chain(&[0x01]).copied();
+        let delay: Vec<u8> =
+            [0x08].into_iter().chain(negative.clone()).chain([0x10]).chain(negative).collect();
+        let mut any = vec![0x0a, kind.len() as u8];
+        any.extend_from_slice(kind);
+        any.extend_from_slice(&[0x12, delay.len() as u8 + 2, 0x0a, delay.len() as u8]);
+        any.extend_from_slice(&delay);
+        let mut status = vec![0x08, 14, 0x1a, any.len() as u8];
+        status.extend_from_slice(&any);
+        let text = encode_base64(&status);
+        headers.insert("grpc-status-details-bin", HeaderValue::from_str(&text).unwrap());
+        assert_eq!(retry_info(&headers), None, "a negative delay");
         headers.insert("grpc-status-details-bin", HeaderValue::from_static("!!"));
         assert_eq!(retry_info(&headers), None);
     }

@@ -33,6 +33,8 @@ const STREAMS_PER_CONNECTION: usize = 100;
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// The same for all streams of a connection together: whoever does not read his answer holds up nobody else's.
 const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (STREAMS_PER_CONNECTION as u32 + 1);
+/// Fields of an answer's head: what the application says is passed on, within reason.
+const ANSWER_FIELDS_MAX: usize = 500;
 /// HTTP/2 connections to one upstream.
 const HTTP2_CONNECTIONS_MAX: usize = 64;
 
@@ -146,19 +148,13 @@ impl Upstream {
         idle.push(Idle { sender, since: Instant::now() });
     }
 
-    /// The newest idle connection that still stands.
+    /// The newest idle connection that is ready for a request. One that still writes the end of an upload which
+    /// nobody reads stays where it is: whoever comes next does not wait for it.
     fn take(&self, idle_max: Duration) -> Option<Sender> {
         let mut idle = locked(&self.idle);
-        while let Some(Idle { sender, since }) = idle.pop() {
-            if since.elapsed() > idle_max {
-                idle.clear(); // the others are older still
-                return None;
-            }
-            if !sender.send.is_closed() {
-                return Some(sender);
-            }
-        }
-        None
+        idle.retain(|idle| idle.since.elapsed() <= idle_max && !idle.sender.send.is_closed());
+        let ready = idle.iter().rposition(|idle| idle.sender.send.is_ready())?;
+        Some(idle.remove(ready).sender)
     }
 
     /// An HTTP/2 connection with room for a stream, which is counted on it.
@@ -314,27 +310,45 @@ impl Upstreams {
         sidecar: &Sidecar,
         to: &Authority,
         upstream: &Upstream,
-        request: Request<Upload>,
+        mut request: Request<Upload>,
     ) -> Result<Response<FromUpstream>, Failure> {
-        let (mut sender, stream) = match upstream.share() {
-            Some(shared) => shared,
-            None => {
-                let _one_at_a_time = upstream.dialling.lock().await;
-                match upstream.share() {
-                    Some(shared) => shared, // another request made it meanwhile
-                    None => {
-                        let sender = self.connect_http2(sidecar, to).await?;
-                        let shared = Shared::new(sender.clone());
-                        let stream = shared.count();
-                        locked(&upstream.http2).push(shared);
-                        (sender, stream)
-                    }
-                }
+        loop {
+            let (mut sender, stream, kept) = match upstream.share() {
+                Some((sender, stream)) => (sender, stream, true),
+                None => self.new_http2(sidecar, to, upstream).await?,
+            };
+            if sender.ready().await.is_err() && kept {
+                continue; // it closed meanwhile: not a byte was sent on it
             }
-        };
-        sender.ready().await.map_err(|error| failure(&error))?;
-        let response = sender.send_request(request).await.map_err(|error| failure(&error))?;
-        Ok(response.map(|body| FromUpstream::new(body, Lease::Http2 { stream })))
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    return Ok(response.map(|body| FromUpstream::new(body, Lease::Http2 { stream })));
+                }
+                Err(mut error) => match error.take_message() {
+                    // hyper hands a request back only when nothing of it was written.
+                    Some(unsent) if kept => request = unsent,
+                    Some(_) | None => return Err(failure(error.error())),
+                },
+            }
+        }
+    }
+
+    /// A new connection, or one that another request made meanwhile; whether it was there before.
+    async fn new_http2(
+        &self,
+        sidecar: &Sidecar,
+        to: &Authority,
+        upstream: &Upstream,
+    ) -> Result<(http2::SendRequest<Upload>, StreamCount, bool), Failure> {
+        let _one_at_a_time = upstream.dialling.lock().await;
+        if let Some((sender, stream)) = upstream.share() {
+            return Ok((sender, stream, true));
+        }
+        let sender = self.connect_http2(sidecar, to).await?;
+        let shared = Shared::new(sender.clone());
+        let stream = shared.count();
+        locked(&upstream.http2).push(shared);
+        Ok((sender, stream, false))
     }
 
     /// Takes over a connection that was made elsewhere (for a CONNECT) and that speaks HTTP after all.
@@ -406,6 +420,7 @@ impl Upstreams {
         let stream = Prefixed::new(Vec::new(), stream).noting(move |bytes| listening.saw(bytes));
         let (send, connection) = http1::Builder::new()
             .max_buf_size(self.head_bytes_max.max(64 * 1024))
+            .max_headers(ANSWER_FIELDS_MAX)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failure(&error))?;

@@ -18,13 +18,15 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{Kind, dial, named};
-use crate::listener::{Prefixed, Speaks, detect};
+use crate::listener::{Prefixed, Speaks, detect_inside};
 use crate::sidecar::{Connection, Sidecar};
 use crate::stall::Progress;
 use crate::stats::{Connect, Protocol};
 
 /// Bytes read at once from a caller's end of a tunnel.
 const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
+/// How long a caller that has begun a line inside a CONNECT may take to end it.
+const SILENCE: Duration = Duration::from_millis(200);
 /// How long a tunnel stays half open, without a byte, after its upstream is done.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -149,20 +151,35 @@ async fn inside(
     to: Authority,
 ) {
     let sidecar = &connection.sidecar;
-    let (first, speaks) = tokio::select! {
-        detected = detect(&mut caller) => match detected {
-            Ok(detected) => detected,
-            Err(_) => return,
+    let mut first = Vec::new();
+    let speaks = tokio::select! {
+        detected = timeout(SILENCE, detect_inside(&mut caller, &mut first)) => match detected {
+            Ok(Ok(speaks)) => speaks,
+            Ok(Err(_)) => return,
+            Err(_) => Speaks::Undecided,
         },
         readable = upstream.readable() => match readable {
-            Ok(()) => (Vec::new(), Speaks::Opaque), // a server that speaks first speaks no HTTP
+            Ok(()) => Speaks::Opaque, // a server that speaks first speaks no HTTP
             Err(_) => return,
         },
+    };
+    // Whoever has begun to speak and said nothing that is HTTP is not kept waiting for the rest; whoever is
+    // silent may still become anything.
+    let speaks = match speaks {
+        Speaks::Undecided if first.is_empty() => tokio::select! {
+            detected = detect_inside(&mut caller, &mut first) => match detected {
+                Ok(speaks) => speaks,
+                Err(_) => return,
+            },
+            _ = upstream.readable() => Speaks::Opaque,
+        },
+        Speaks::Undecided => Speaks::Opaque,
+        known => known,
     };
     let kind = match speaks {
         Speaks::Http1 => Kind::Http1,
         Speaks::Http2 => Kind::Http2,
-        Speaks::Opaque => {
+        Speaks::Opaque | Speaks::Undecided => {
             sidecar.stats.connection(connection.side, Protocol::Opaque);
             if upstream.write_all(&first).await.is_ok() {
                 let carried = carry(caller, upstream).await;

@@ -13,12 +13,16 @@ pub(crate) enum Speaks {
     Http2,
     /// TLS, or something else that is no cleartext HTTP.
     Opaque,
+    /// Not said yet.
+    Undecided,
 }
 
 /// The beginning of HTTP/2 with prior knowledge (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes of the longest method taken for one: the longest registered one has 17.
 const METHOD_BYTES_MAX: usize = 20;
+/// Bytes of a request line that are waited for inside a CONNECT.
+const REQUEST_LINE_BYTES_MAX: usize = 16 * 1024;
 
 /// Reads until the first bytes say what is spoken. An end before that is opaque.
 pub(crate) async fn detect(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Vec<u8>, Speaks)> {
@@ -29,6 +33,30 @@ pub(crate) async fn detect(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<
         }
         if let Some(speaks) = judge(&first) {
             return Ok((first, speaks));
+        }
+    }
+}
+
+/// The same inside a CONNECT, where other protocols of text are at home: only a whole request line makes HTTP/1.
+/// What was read stays in `first`, whatever becomes of the wait.
+pub(crate) async fn detect_inside(
+    stream: &mut (impl AsyncRead + Unpin),
+    first: &mut Vec<u8>,
+) -> io::Result<Speaks> {
+    loop {
+        if stream.read_buf(first).await? == 0 {
+            return Ok(Speaks::Opaque);
+        }
+        match (judge(first), first.iter().position(|byte| *byte == b'\n')) {
+            (Some(Speaks::Http1), Some(end)) => {
+                let line = first.get(..end).unwrap_or_default();
+                let version = line.windows(8).any(|window| window == b" HTTP/1.");
+                return Ok(if version { Speaks::Http1 } else { Speaks::Opaque });
+            }
+            (Some(Speaks::Http1), None) if first.len() < REQUEST_LINE_BYTES_MAX => {}
+            (Some(Speaks::Http1), None) => return Ok(Speaks::Opaque),
+            (Some(speaks), _) => return Ok(speaks),
+            (None, _) => {}
         }
     }
 }
@@ -153,6 +181,21 @@ mod tests {
             (b"get: x", Some(Speaks::Opaque)),
         ] {
             assert_eq!(judge(first), expected, "{}", first.escape_ascii());
+        }
+    }
+
+    #[tokio::test]
+    async fn inside_a_connect_only_a_request_line_is_http() {
+        for (text, expected) in [
+            (&b"GET / HTTP/1.1\r\n"[..], Speaks::Http1),
+            (b"NICK bob\r\n", Speaks::Opaque),
+            (b"get key\r\n", Speaks::Opaque),
+            (b"SSH-2.0-X y\r\n", Speaks::Opaque),
+            (PREFACE, Speaks::Http2),
+        ] {
+            let (mut stream, mut first) = (text, Vec::new());
+            let speaks = detect_inside(&mut stream, &mut first).await.unwrap();
+            assert_eq!((speaks, &first[..]), (expected, text), "{}", text.escape_ascii());
         }
     }
 

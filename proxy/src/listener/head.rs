@@ -1,59 +1,153 @@
-//! What of a request's head hyper's parser mends in silence, seen before it does: a `Content-Length` beside a
-//! `Transfer-Encoding` (RFC 9112 §6.1) and a fragment in the target (§3.2). Looks at the bytes as they come in,
-//! from the first one after a connection was idle to the end of the head; keeps no more than a line's beginning.
+//! Follows the framing of HTTP/1 requests as they come in, for what hyper's parser keeps to itself: when a head
+//! is under way, and what of it the parser would mend in silence: a `Content-Length` beside a
+//! `Transfer-Encoding` (RFC 9112 §6.1), a fragment in the target (§3.2). Keeps no more than a line's beginning.
+//! Decides nothing about a body; what it does not understand it stops following.
 
-/// Bytes of a line's beginning that are kept: enough for the longest name looked for, with its colon.
-const NAME_BYTES: usize = 18;
+/// Bytes of a line's beginning that are kept: the longest name looked for, its colon, and a length's digits.
+const LINE_BYTES: usize = 48;
 
 /// The state of one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct HeadScan {
-    inside: bool,
-    request_line: bool,
-    name: [u8; NAME_BYTES],
+    state: State,
+    line: [u8; LINE_BYTES],
     len: usize,
-    length: bool,
+    head: Head,
+    heads: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// Before the first byte of a head.
+    Between,
+    RequestLine,
+    Fields,
+    /// So many bytes of a body are to come.
+    Body(u64),
+    ChunkSize,
+    /// So many bytes of a chunk, and the end of its line.
+    Chunk(u64),
+    Trailers,
+    /// Not followed any more.
+    Lost,
+}
+
+/// What a head has said so far.
+#[derive(Clone, Copy, Default, Debug)]
+struct Head {
+    length: Option<u64>,
     encoding: bool,
     fragment: bool,
+    switches: bool,
+}
+
+/// What the bytes meant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Seen {
+    /// A head has begun and not ended.
+    pub(crate) inside_head: bool,
+    /// The number of the request, from 1, whose head must be refused.
+    pub(crate) illegal: Option<u64>,
 }
 
 impl HeadScan {
-    /// Takes bytes in; true when a head ended with them that must be refused. `idle` says that no request is
-    /// under way, so that these bytes begin a head if none has begun.
-    pub(super) fn feed(&mut self, bytes: &[u8], idle: bool) -> bool {
-        if !self.inside {
-            if !idle {
-                return false;
-            }
-            *self = Self { inside: true, request_line: true, ..Self::default() };
-        }
-        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-            if self.request_line && line.contains(&b'#') {
-                self.fragment = true;
-            }
-            for (to, from) in self.name.iter_mut().skip(self.len).zip(line) {
-                *to = from.to_ascii_lowercase();
-            }
-            self.len = (self.len + line.len()).min(NAME_BYTES);
-            if line.ends_with(b"\n") && self.line_ended() {
-                return self.fragment || (self.length && self.encoding);
-            }
-        }
-        false
+    pub(super) fn new() -> Self {
+        Self { state: State::Between, line: [0; LINE_BYTES], len: 0, head: Head::default(), heads: 0 }
     }
 
-    /// Whether the head is over.
-    fn line_ended(&mut self) -> bool {
-        let name = self.name.get(..std::mem::take(&mut self.len)).unwrap_or_default();
-        if matches!(name, b"\n" | b"\r\n") {
-            // Empty lines before the request line are no end (RFC 9112 §2.2).
-            self.inside = self.request_line;
-            return !self.inside;
+    /// Takes bytes in.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Seen {
+        let (mut rest, mut illegal) = (bytes, None);
+        while !rest.is_empty() && self.state != State::Lost {
+            if let State::Body(left) | State::Chunk(left) = &mut self.state {
+                let now = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
+                *left -= now as u64;
+                let done = *left == 0;
+                rest = rest.get(now..).unwrap_or_default();
+                if done {
+                    self.state =
+                        if matches!(self.state, State::Body(_)) { State::Between } else { State::ChunkSize };
+                }
+                continue;
+            }
+            let end = rest.iter().position(|byte| *byte == b'\n');
+            let (line, after) = rest.split_at(end.map_or(rest.len(), |end| end + 1));
+            rest = after;
+            self.take(line);
+            if end.is_some() {
+                illegal = self.line_ended().or(illegal);
+            }
         }
-        self.length |= !self.request_line && name.starts_with(b"content-length:");
-        self.encoding |= !self.request_line && name.starts_with(b"transfer-encoding:");
-        self.request_line = false;
-        false
+        Seen { inside_head: matches!(self.state, State::RequestLine | State::Fields), illegal }
+    }
+
+    fn take(&mut self, line: &[u8]) {
+        if self.state == State::Between && !line.iter().all(|byte| b"\r\n".contains(byte)) {
+            self.state = State::RequestLine; // empty lines before it do not count (RFC 9112 §2.2)
+            self.head = Head::default();
+        }
+        if self.state == State::RequestLine && line.contains(&b'#') {
+            self.head.fragment = true;
+        }
+        for (to, from) in self.line.iter_mut().skip(self.len).zip(line) {
+            *to = from.to_ascii_lowercase();
+        }
+        self.len = (self.len + line.len()).min(LINE_BYTES);
+    }
+
+    /// The number of a head that ended with this line and must be refused.
+    fn line_ended(&mut self) -> Option<u64> {
+        let line = self.line;
+        let line = line.get(..std::mem::take(&mut self.len)).unwrap_or_default().trim_ascii_end();
+        match self.state {
+            State::RequestLine => {
+                self.head.switches = line.starts_with(b"connect ");
+                self.state = State::Fields;
+            }
+            State::Fields if line.is_empty() => return self.head_ended(),
+            State::Fields => self.field(line),
+            State::ChunkSize => self.chunk_size(line),
+            State::Trailers if line.is_empty() => self.state = State::Between,
+            State::Between | State::Trailers | State::Body(_) | State::Chunk(_) | State::Lost => {}
+        }
+        None
+    }
+
+    fn field(&mut self, line: &[u8]) {
+        if let Some(value) = line.strip_prefix(b"content-length:") {
+            let value = std::str::from_utf8(value.trim_ascii()).unwrap_or_default();
+            self.head.length = Some(value.parse().unwrap_or(u64::MAX));
+        }
+        self.head.encoding |= line.starts_with(b"transfer-encoding:");
+        self.head.switches |= line.starts_with(b"upgrade:");
+    }
+
+    fn head_ended(&mut self) -> Option<u64> {
+        self.heads += 1;
+        let Head { length, encoding, fragment, switches } = self.head;
+        if fragment || (length.is_some() && encoding) {
+            self.state = State::Lost; // the connection ends with the answer
+            return Some(self.heads);
+        }
+        self.state = match (switches, encoding, length) {
+            (true, _, _) => State::Lost,
+            (false, true, _) => State::ChunkSize,
+            (false, false, Some(length)) if length > 0 => State::Body(length),
+            (false, false, _) => State::Between,
+        };
+        None
+    }
+
+    fn chunk_size(&mut self, line: &[u8]) {
+        let digits = line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        let size = std::str::from_utf8(digits).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        self.state = match size {
+            // An empty line is the end of the chunk before.
+            None if digits.is_empty() => State::ChunkSize,
+            None => State::Lost,
+            Some(0) => State::Trailers,
+            Some(size) => State::Chunk(size),
+        };
     }
 }
 
@@ -61,37 +155,63 @@ impl HeadScan {
 mod tests {
     use super::*;
 
-    fn refused(head: &str) -> bool {
-        let whole = HeadScan::default().feed(head.as_bytes(), true);
+    /// Which requests are refused, and whether a head is open at the end.
+    fn fed(text: &str) -> (Option<u64>, bool) {
+        let whole = HeadScan::new().feed(text.as_bytes());
         // However the bytes are cut, the answer is the same.
-        let mut bytewise = HeadScan::default();
-        let by_byte = head.bytes().fold(false, |refused, byte| refused | bytewise.feed(&[byte], true));
-        assert_eq!(whole, by_byte, "{head:?}");
-        whole
+        let mut bytewise = HeadScan::new();
+        let mut illegal = None;
+        let mut inside = false;
+        for byte in text.bytes() {
+            let seen = bytewise.feed(&[byte]);
+            illegal = illegal.or(seen.illegal);
+            inside = seen.inside_head;
+        }
+        assert_eq!((whole.illegal, whole.inside_head), (illegal, inside), "{text:?}");
+        (illegal, inside)
     }
 
     #[test]
-    fn a_length_beside_a_coding_is_refused_in_either_order_and_spelling() {
-        for (head, expected) in [
-            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false),
-            ("POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n", false),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", false),
-            ("POST / HTTP/1.1\r\nContent-Length: 1\r\ntransfer-encoding: chunked\r\n\r\n", true),
-            ("POST / HTTP/1.1\nTRANSFER-ENCODING: chunked\nContent-length: 1\n\n", true),
-            ("POST / HTTP/1.1\r\nX-Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", false),
-            ("\r\nGET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", true),
-            ("GET /a HTTP/1.1\r\nX: #\r\n\r\n", false),
+    fn a_length_beside_a_coding_and_a_fragment_are_refused() {
+        for (text, illegal) in [
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", None),
+            ("POST / HTTP/1.1\r\nContent-Length: 1\r\ntransfer-encoding: chunked\r\n\r\n", Some(1)),
+            ("POST / HTTP/1.1\nTRANSFER-ENCODING: chunked\nContent-length: 1\n\n", Some(1)),
+            ("POST / HTTP/1.1\r\nX-Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", None),
+            ("\r\nGET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", Some(1)),
+            ("GET /a HTTP/1.1\r\nX: #\r\n\r\n", None),
+            ("GET /a HTTP/1.1\r\n\r\nGET /b#c HTTP/1.1\r\n\r\n", Some(2)),
         ] {
-            assert_eq!(refused(head), expected, "{head:?}");
+            assert_eq!(fed(text).0, illegal, "{text:?}");
         }
     }
 
     #[test]
-    fn each_head_is_looked_at_by_itself_and_bodies_are_not() {
-        let mut scan = HeadScan::default();
-        assert!(!scan.feed(b"POST / HTTP/1.1\r\nContent-Length: 30\r\n\r\n", true));
-        assert!(!scan.feed(b"\r\nTransfer-Encoding: x\r\n\r\n#", false));
-        assert!(!scan.feed(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", true));
-        assert!(scan.feed(b"GET /#a HTTP/1.1\r\n\r\n", true));
+    fn bodies_are_no_heads_whatever_they_hold() {
+        let hostile = "GET /#a HTTP/1.1\r\n\r\n# Title\r\n";
+        let sized = format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n{hostile}", hostile.len());
+        let size = hostile.len();
+        let chunked = format!(
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{size:x};a=b\r\n{hostile}\r\n0\r\nX: #\r\n\r\n"
+        );
+        for text in [&sized, &chunked] {
+            assert_eq!(fed(text), (None, false), "{text:?}");
+            assert_eq!(fed(&format!("{text}GET /#a HTTP/1.1\r\n\r\n")).0, Some(2), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_is_under_way_from_its_first_byte_to_its_last() {
+        for (text, inside) in [
+            ("", false),
+            ("\r\n", false),
+            ("G", true),
+            ("GET / HTTP/1.1\r\nHost: a\r\n", true),
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false),
+            ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nabc", false),
+            ("CONNECT a:1 HTTP/1.1\r\n\r\nanything", false),
+        ] {
+            assert_eq!(fed(text).1, inside, "{text:?}");
+        }
     }
 }

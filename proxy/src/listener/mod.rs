@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -21,8 +21,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tower::Service;
 
-pub(crate) use detect::{Prefixed, Speaks, detect};
+use detect::detect;
+pub(crate) use detect::{Prefixed, Speaks, detect_inside};
 use head::HeadScan;
+pub(crate) use head::Seen;
 
 use crate::forward;
 use crate::sidecar::{Connection, Sidecar};
@@ -34,6 +36,8 @@ use crate::trace::in_place_of_upstream;
 /// Bytes of one request's body that a caller may send ahead of the application, and that an answer may wait
 /// ahead of its caller.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// How long connections that carry no request are kept after a drain began: their callers do not know yet.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// Callers that the kernel keeps waiting.
 const BACKLOG: u32 = 1024;
 
@@ -95,9 +99,14 @@ pub(crate) async fn accept(
 async fn first_bytes(connection: &Arc<Connection>, mut stream: TcpStream, mut drain: watch::Receiver<bool>) {
     let _ = stream.set_nodelay(true); // without it the connection is slower, not wrong
     let patience = patience(&connection.sidecar.settings);
+    let drained = async {
+        let _ = drain.wait_for(|drain| *drain).await;
+        tokio::time::sleep(DRAIN_GRACE).await; // whoever has just connected is about to ask
+    };
     let detected = tokio::select! {
+        biased;
         detected = wait_for_head(connection, &mut stream, patience) => detected,
-        _ = drain.wait_for(|drain| *drain) => None,
+        () = drained => None,
     };
     let Some((first, speaks)) = detected else { return };
     if speaks == Speaks::Opaque {
@@ -164,7 +173,11 @@ async fn serve_until_drained<T>(
     let head_bytes = usize::try_from(settings.header_bytes_max).unwrap_or(usize::MAX);
     let stack = stack(&connection);
     let of_connection = Arc::clone(&connection);
-    let service = service_fn(move |request| answer(Arc::clone(&of_connection), stack.clone(), request));
+    let service = service_fn(move |request| {
+        // Noted at once, not when the future is first polled: bytes may come in between.
+        let under_way = UnderWay::begin(&of_connection);
+        answer(Arc::clone(&of_connection), stack.clone(), request, under_way)
+    });
     if speaks == Speaks::Http2 {
         connection.sidecar.stats.connection(connection.side, Protocol::Http2);
         let streams_max = u32::try_from(settings.streams_max).unwrap_or(10_000);
@@ -184,13 +197,8 @@ async fn serve_until_drained<T>(
     } else {
         connection.sidecar.stats.connection(connection.side, Protocol::Http1);
         let noted = Arc::clone(&connection);
-        let mut scan = HeadScan::default();
-        let stream = stream.noting(move |bytes| {
-            noted.progress.received();
-            if scan.feed(bytes, noted.progress.is_idle()) {
-                noted.progress.head_is_illegal();
-            }
-        });
+        let mut scan = HeadScan::new();
+        let stream = stream.noting(move |bytes| noted.progress.received(scan.feed(bytes)));
         let mut builder = http1::Builder::new();
         builder.auto_date_header(false).header_read_timeout(None).max_buf_size(head_bytes.max(8192));
         if settings.header_fields_max > 100 {
@@ -219,6 +227,11 @@ async fn watch_over<S, E>(
             Some(mut drain) => drop(drain.wait_for(|drain| *drain).await),
             None => std::future::pending().await,
         }
+        // Until here answers say that the connection closes. A request that is on its way meanwhile is served.
+        tokio::time::sleep(DRAIN_GRACE).await;
+        while connection.progress.is_inside_head() {
+            tokio::time::sleep(DRAIN_GRACE / 10).await; // no longer than the patience for heads
+        }
     };
     let mut drained = std::pin::pin!(drained);
     let mut finishing = false;
@@ -226,7 +239,7 @@ async fn watch_over<S, E>(
     loop {
         tokio::select! {
             _ = served.as_mut() => return,
-            _ = cut.wait_for(|cut| *cut), if finishing => return,
+            _ = cut.wait_for(|cut| *cut) => return,
             () = drained.as_mut(), if !finishing => {
                 finish(served.as_mut());
                 finishing = true;
@@ -246,16 +259,17 @@ async fn answer<S>(
     connection: Arc<Connection>,
     mut stack: S,
     request: Request<Incoming>,
+    under_way: UnderWay,
 ) -> Result<Response<Watched<Body>>, std::convert::Infallible>
 where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible>,
 {
-    let under_way = UnderWay::begin(&connection);
-    let response = match (request.method() == Method::CONNECT, connection.side) {
+    let closes = request.version() != Version::HTTP_2 && connection.sidecar.readiness.is_draining();
+    let mut response = match (request.method() == Method::CONNECT, connection.side) {
         (false, _) => stack.call(request).await?,
         (true, Side::Outbound) => match crate::conform::refuse(&connection, &request) {
             Some(refused) => refused,
-            None => match forward::connect(connection, request).await {
+            None => match forward::connect(Arc::clone(&connection), request).await {
                 Ok(response) => response.map(|()| Body::empty()),
                 Err(failure) => in_place_of_upstream(failure),
             },
@@ -265,5 +279,8 @@ where
             crate::conform::answer(Refusal::Method)
         }
     };
+    if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response.map(|body| Watched::new(body, under_way)))
 }
