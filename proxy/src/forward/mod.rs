@@ -105,7 +105,9 @@ async fn forward(
         Some(caller) if switched => Some(Tunnel::upgraded(caller, hyper::upgrade::on(&mut response))),
         Some(_) | None => None,
     };
-    headers::strip(response.headers_mut(), tunnel.is_some());
+    // 426 names what it wants in `Upgrade` (RFC 9110 §15.5.22).
+    let names_protocol = tunnel.is_some() || response.status() == StatusCode::UPGRADE_REQUIRED;
+    headers::strip(response.headers_mut(), names_protocol);
     Ok(Answer { response, tunnel })
 }
 
