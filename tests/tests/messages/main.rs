@@ -9,6 +9,7 @@ mod framing;
 mod http_events;
 mod limits;
 mod mission;
+mod sdk;
 mod settle;
 mod stage;
 mod streams;
