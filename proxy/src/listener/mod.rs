@@ -36,6 +36,9 @@ use crate::trace::in_place_of_upstream;
 /// Bytes of one request's body that a caller may send ahead of the application, and that an answer may wait
 /// ahead of its caller.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// Uploads of one connection that may stand unread without holding up the others on it: as many as a sidecar's
+/// own pool puts on one. It bounds what a connection can make us hold to 6.4 MiB.
+const UNREAD_UPLOADS_MAX: u32 = 100;
 /// How long connections that carry no request are kept after a drain began: their callers do not know yet.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// Callers that the kernel keeps waiting.
@@ -186,10 +189,8 @@ async fn serve_until_drained<T>(
             .auto_date_header(false)
             .max_concurrent_streams(streams_max)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            // For all streams together, so that an upload which nobody reads holds up no other.
-            .initial_connection_window_size(
-                STREAM_WINDOW_BYTES.saturating_mul(streams_max + 1).min(i32::MAX as u32),
-            )
+            // For many streams together, so that an upload which nobody reads holds up no other.
+            .initial_connection_window_size(STREAM_WINDOW_BYTES * (streams_max.min(UNREAD_UPLOADS_MAX) + 1))
             .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
             .max_send_buf_size(STREAM_WINDOW_BYTES as usize)
             .serve_connection(TokioIo::new(stream), service);

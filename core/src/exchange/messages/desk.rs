@@ -408,7 +408,7 @@ impl<'a, I: Ids> Desk<'a, I> {
         if sampled && self.tracer.config.recording {
             let (verb, kind) = self.messaging.verb(self.direction, names);
             let mut attributes = Vec::new();
-            self.messaging.common(verb, kind, &mut attributes);
+            self.messaging.describe_operation(verb, kind, &mut attributes);
             let max = self.tracer.config.attribute_bytes_max;
             describe(view, self.now, max, &mut attributes);
             if let Some(event) = event {

@@ -220,13 +220,13 @@ impl Messaging {
         }
         let (verb, kind) = self.verb(direction, names);
         let verb = if matches!(self.what, What::Pull(_) | What::StreamingPull) { "pull" } else { verb };
-        self.common(verb, kind, out);
+        self.describe_operation(verb, kind, out);
         if !self.single && self.count > 0 {
             Attributes::of_span(out).int(attribute::MESSAGING_BATCH_COUNT, self.count);
         }
     }
 
-    fn common(&self, verb: &str, kind: &str, out: &mut Vec<u8>) {
+    fn describe_operation(&self, verb: &str, kind: &str, out: &mut Vec<u8>) {
         let mut attributes = Attributes::of_span(out);
         if self.is_pubsub() {
             attributes.text(attribute::MESSAGING_SYSTEM, b"gcp_pubsub");
