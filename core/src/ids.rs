@@ -126,6 +126,54 @@ pub trait Ids {
     fn span_id(&mut self) -> SpanId;
 }
 
+/// Random ids: xoshiro256++ of a seed that the host draws. Unpredictability is not asked of them, only that no
+/// two are alike.
+#[derive(Clone, Debug)]
+pub struct RandomIds([u64; 4]);
+
+impl RandomIds {
+    /// Ids of 256 random bits.
+    #[must_use]
+    pub fn seeded(seed: [u64; 4]) -> Self {
+        let [first, rest @ ..] = seed;
+        let [second, third, fourth] = rest;
+        Self([first | 1, second, third, fourth]) // all zero would stay all zero
+    }
+
+    /// The next 64 bits.
+    pub fn draw(&mut self) -> u64 {
+        let [a, b, c, d] = &mut self.0;
+        let result = a.wrapping_add(*d).rotate_left(23).wrapping_add(*a);
+        let shifted = *b << 17;
+        *c ^= *a;
+        *d ^= *b;
+        *b ^= *c;
+        *a ^= *d;
+        *c ^= shifted;
+        *d = d.rotate_left(45);
+        result
+    }
+}
+
+impl Ids for RandomIds {
+    fn trace_id(&mut self) -> TraceId {
+        loop {
+            let bytes = (u128::from(self.draw()) << 64 | u128::from(self.draw())).to_be_bytes();
+            if let Some(id) = TraceId::from_bytes(bytes) {
+                return id;
+            }
+        }
+    }
+
+    fn span_id(&mut self) -> SpanId {
+        loop {
+            if let Some(id) = SpanId::from_bytes(self.draw().to_be_bytes()) {
+                return id;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

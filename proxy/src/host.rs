@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use throughline_core::carrier::Carrier;
 use throughline_core::exchange::Now;
-use throughline_core::ids::{Ids, SpanId, TraceId};
+use throughline_core::ids::{self, Ids, SpanId, TraceId};
 
 /// A header map as `core` sees it.
 #[derive(Debug)]
@@ -51,45 +51,22 @@ pub(crate) fn seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
-/// Random ids of this thread: xoshiro256++, seeded once with 256 bits. Unpredictability is not asked of
-/// them, only that no two are alike.
+/// Random ids of this thread, seeded once from the operating system.
 #[derive(Debug)]
 pub(crate) struct RandomIds;
 
 thread_local! {
-    static STATE: RefCell<[u64; 4]> = RefCell::new([seed() | 1, seed(), seed(), seed()]);
-}
-
-fn next() -> u64 {
-    STATE.with_borrow_mut(|[a, b, c, d]| {
-        let result = a.wrapping_add(*d).rotate_left(23).wrapping_add(*a);
-        let shifted = *b << 17;
-        *c ^= *a;
-        *d ^= *b;
-        *b ^= *c;
-        *a ^= *d;
-        *c ^= shifted;
-        *d = d.rotate_left(45);
-        result
-    })
+    static IDS: RefCell<ids::RandomIds> =
+        RefCell::new(ids::RandomIds::seeded([seed(), seed(), seed(), seed()]));
 }
 
 impl Ids for RandomIds {
     fn trace_id(&mut self) -> TraceId {
-        loop {
-            let bytes = (u128::from(next()) << 64 | u128::from(next())).to_be_bytes();
-            if let Some(id) = TraceId::from_bytes(bytes) {
-                return id;
-            }
-        }
+        IDS.with_borrow_mut(Ids::trace_id)
     }
 
     fn span_id(&mut self) -> SpanId {
-        loop {
-            if let Some(id) = SpanId::from_bytes(next().to_be_bytes()) {
-                return id;
-            }
-        }
+        IDS.with_borrow_mut(Ids::span_id)
     }
 }
 

@@ -1,5 +1,4 @@
-//! Holds a body while `core` edits the messages in it, no longer and no larger than the settings say; re-frames
-//! gRPC streams message by message. What can't be held streams through untouched, counted by reason. Decides
+//! Holds a body while `core` edits the messages in it, no longer and no larger than the settings say. What can't be held streams through untouched, counted by reason. Decides
 //! nothing about contexts, and never changes a status or an ack.
 
 use std::collections::VecDeque;
@@ -8,11 +7,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use throughline_core::events::grpc_frame::{self, Piece, Reassembler};
+use throughline_core::exchange;
 use tokio::time::{Instant, timeout_at};
+
+use crate::host::Headers;
 
 /// A body of which the beginning was read: what was read comes first again, then the rest.
 #[derive(Debug)]
@@ -73,22 +74,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Resumed<B> {
 }
 
 /// Why a body is not held, as the label of a counter.
-pub(crate) fn unfit(headers: &HeaderMap, bytes_max: u64) -> Option<&'static str> {
-    const SIGNED: [HeaderName; 5] = [
-        HeaderName::from_static("content-digest"),
-        HeaderName::from_static("repr-digest"),
-        HeaderName::from_static("digest"),
-        HeaderName::from_static("signature"),
-        HeaderName::from_static("signature-input"),
-    ];
-    if SIGNED.iter().any(|name| headers.contains_key(name)) {
-        return Some("signed");
-    }
-    let encoding = headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes);
-    if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
-        return Some("compressed");
-    }
-    (length(headers)? > bytes_max).then_some("over_limit")
+pub(crate) fn unfit(headers: &mut HeaderMap, bytes_max: u64) -> Option<&'static str> {
+    exchange::unfit(&Headers(headers), bytes_max)
 }
 
 /// KiB that a body of this head may take while it is held.
@@ -187,38 +174,6 @@ pub(crate) fn set_length(headers: &mut HeaderMap, bytes: usize) {
     }
 }
 
-/// The first whole gRPC message of some bytes, uncompressed.
-pub(crate) fn first_message(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut rest = bytes;
-    match Reassembler::new(bytes.len()).next_piece(&mut rest)? {
-        Piece::Message { flag: 0, message, .. } => Some(message.to_vec()),
-        Piece::Message { .. } | Piece::Passing(_) => None,
-    }
-}
-
-/// Puts gRPC messages together, has each one edited, and frames them anew. Those over the reassembler's bound
-/// pass as they come.
-pub(crate) fn reframe(
-    reassembler: &mut Reassembler,
-    chunk: &[u8],
-    mut edit: impl FnMut(u8, &[u8]) -> Option<Vec<u8>>,
-) -> Bytes {
-    let (mut rest, mut out) = (chunk, Vec::with_capacity(chunk.len() + 256));
-    while let Some(piece) = reassembler.next_piece(&mut rest) {
-        match piece {
-            Piece::Message { flag, message, framed } => {
-                let edited =
-                    edit(flag, message).is_some_and(|edited| grpc_frame::write(flag, &edited, &mut out));
-                if !edited {
-                    out.extend_from_slice(framed);
-                }
-            }
-            Piece::Passing(bytes) => out.extend_from_slice(bytes),
-        }
-    }
-    Bytes::from(out)
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::Full;
@@ -252,21 +207,5 @@ mod tests {
         assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
         let (said, body) = beginning(text(), 100, Duration::from_secs(9), |_| None::<()>).await.unwrap();
         assert_eq!((said, body.collect().await.unwrap().to_bytes()), (None, Bytes::from_static(b"abc")));
-    }
-
-    #[test]
-    fn signed_compressed_and_large_bodies_are_left_alone() {
-        for (name, value, expected) in [
-            ("content-encoding", "gzip", Some("compressed")),
-            ("content-encoding", "identity", None),
-            ("content-digest", "sha-256=:x:", Some("signed")),
-            ("signature", "sig=:x:", Some("signed")),
-            ("content-length", "101", Some("over_limit")),
-            ("content-length", "100", None),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, HeaderValue::from_static(value));
-            assert_eq!(unfit(&headers, 100), expected, "{name}: {value}");
-        }
     }
 }

@@ -12,7 +12,7 @@ use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use throughline_core::classify::{Direction, Failure, Outcome};
-use throughline_core::events::grpc_frame::Reassembler;
+use throughline_core::events::grpc_frame::{Reassembler, first_message, reframe};
 use throughline_core::exchange::{self, Destination, Exchange, RequestHead, Scheme, Wanted, looks_like_push};
 use tower::{Layer, Service};
 
@@ -20,7 +20,7 @@ use crate::access_log;
 use crate::conform::Explain;
 use crate::forward::{Answer, ERROR_HEADER, Gone, Tunnel};
 use crate::host::{Headers, RandomIds, now};
-use crate::messages::{self, Held, Resumed, reframe};
+use crate::messages::{self, Held, Resumed};
 use crate::sidecar::Connection;
 use crate::stats::Side;
 
@@ -116,13 +116,13 @@ where
 {
     let limit = live.body_bytes_max();
     let (mut head, body) = request.into_parts();
-    let unfit = messages::unfit(&head.headers, limit);
+    let unfit = messages::unfit(&mut head.headers, limit);
     if wanted == Wanted::Response {
         return Ok(Request::from_parts(head, Resumed::untouched(body)));
     }
     if wanted == Wanted::Stream {
         let (first, body) =
-            messages::beginning(body, limit, SUBSCRIPTION, messages::first_message).await.map_err(|_| ())?;
+            messages::beginning(body, limit, SUBSCRIPTION, first_message).await.map_err(|_| ())?;
         if let Some(message) = first {
             live.subscribed(&message);
         }
@@ -173,7 +173,7 @@ where
     let (mut head, body) = answer.response.into_parts();
     live.response(head.status, &mut head.headers);
     let limit = live.body_bytes_max();
-    let unfit = messages::unfit(&head.headers, limit);
+    let unfit = messages::unfit(&mut head.headers, limit);
     if let Some(reason) = unfit.filter(|_| head.status.is_success()) {
         live.untouched(reason);
     }
@@ -507,7 +507,7 @@ impl<D: Body<Data = Bytes, Error = Failure>> Body for Traced<D> {
                             if edited.is_empty() && !body.is_end_stream() {
                                 continue; // the rest of the message is still to come
                             }
-                            *frame = Frame::data(edited);
+                            *frame = Frame::data(Bytes::from(edited));
                         }
                         if let Some(data) = frame.data_ref() {
                             live.bytes_out += data.remaining() as u64;

@@ -99,6 +99,38 @@ pub fn write(flag: u8, message: &[u8], out: &mut Vec<u8>) -> bool {
     true
 }
 
+/// The first whole gRPC message of some bytes, uncompressed.
+#[must_use]
+pub fn first_message(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut rest = bytes;
+    match Reassembler::new(bytes.len()).next_piece(&mut rest)? {
+        Piece::Message { flag: 0, message, .. } => Some(message.to_vec()),
+        Piece::Message { .. } | Piece::Passing(_) => None,
+    }
+}
+
+/// Puts the messages of a stream together, has each one edited, and frames them anew. Those over the
+/// reassembler's bound pass as they come.
+pub fn reframe(
+    reassembler: &mut Reassembler,
+    chunk: &[u8],
+    mut edit: impl FnMut(u8, &[u8]) -> Option<Vec<u8>>,
+) -> Vec<u8> {
+    let (mut rest, mut out) = (chunk, Vec::with_capacity(chunk.len() + 256));
+    while let Some(piece) = reassembler.next_piece(&mut rest) {
+        match piece {
+            Piece::Message { flag, message, framed } => {
+                let edited = edit(flag, message).is_some_and(|edited| write(flag, &edited, &mut out));
+                if !edited {
+                    out.extend_from_slice(framed);
+                }
+            }
+            Piece::Passing(bytes) => out.extend_from_slice(bytes),
+        }
+    }
+    out
+}
+
 fn message_bytes(framed: &[u8]) -> Option<usize> {
     let [_, a, b, c, d] = *framed.first_chunk::<PREFIX_BYTES>()?;
     usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()

@@ -12,7 +12,7 @@ mod tracer;
 pub use extract::Propagators;
 pub use head::{Destination, Now, RequestHead, Scheme, Version};
 pub use inject::ResponseHeaders;
-pub use messages::{EventContext, MessageNames, Wanted, looks_like_push};
+pub use messages::{EventContext, MessageNames, Wanted, content_length, looks_like_push, unfit};
 pub use tracer::{Config, Counters, RootUnsampled, Tracer};
 
 use crate::carrier::Carrier;

@@ -1,6 +1,7 @@
 //! OTLP bytes, written once for both hosts. Held against `opentelemetry-proto` as its oracle. Never builds a
 //! message tree: every function appends to the caller's buffer.
 
+pub mod answer;
 mod attribute;
 pub mod metrics;
 pub mod request;

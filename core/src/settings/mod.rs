@@ -2,10 +2,12 @@
 //! parser, `--help` and the reference page all come from it. Reads no environment and no file itself: a host
 //! hands in what it found.
 
+mod filter;
 mod otlp;
 mod source;
 mod value;
 
+pub use filter::{Direct, FILTER_ROWS, Filter};
 pub use otlp::{Otlp, Signal};
 pub use source::{Found, Mistake, Sources};
 pub use value::{
@@ -47,28 +49,28 @@ pub struct Row {
 }
 
 macro_rules! settings {
-    ($( $section:literal { $( $field:ident : $type:ty = $default:literal, $read:expr, $key:literal, [$($env:literal),*] $(, $lenient:ident)?; $help:literal )* } )*) => {
-        /// Every setting of the sidecar, read and checked.
+    ($(#[$doc:meta])* $name:ident, $rows:ident; $( $section:literal { $( $field:ident : $type:ty = $default:literal, $read:expr, $key:literal, [$($env:literal),*] $(, $lenient:ident)?; $help:literal )* } )*) => {
+        $(#[$doc])*
         #[derive(Clone, Debug)]
-        pub struct Settings {
+        pub struct $name {
             $($( #[doc = $help] pub $field: $type, )*)*
         }
 
         /// The table.
-        pub const ROWS: &[Row] = &[
+        pub const $rows: &[Row] = &[
             $($( Row {
                 section: $section,
                 key: $key,
                 env: &[$($env),*],
                 default: $default,
                 help: $help,
-                lenient: settings!(@lenient $($lenient)?),
+                lenient: $crate::settings::settings!(@lenient $($lenient)?),
             }, )*)*
         ];
 
-        impl Settings {
-            fn read(reader: &mut source::Reader<'_>) -> Option<Self> {
-                let mut rows = ROWS.iter();
+        impl $name {
+            fn read(reader: &mut $crate::settings::source::Reader<'_>) -> Option<Self> {
+                let mut rows = $rows.iter();
                 // Every row is read before the first mistake ends it, so that all are reported together.
                 $($( let $field = reader.value(rows.next()?, $read); )*)*
                 Some(Self { $($( $field: $field?, )*)* })
@@ -78,8 +80,11 @@ macro_rules! settings {
     (@lenient lenient) => { true };
     (@lenient) => { false };
 }
+use settings;
 
 settings! {
+    /// Every setting of the sidecar, read and checked.
+    Settings, ROWS;
     "Capture" {
         inbound_listen: Option<SocketAddr> = "", optional(value::listen), "inbound-listen", ["THROUGHLINE_INBOUND_LISTEN"];
             "Where requests to the application arrive. Unset: no inbound side."
@@ -275,10 +280,14 @@ impl Settings {
         if !conflicts.is_empty() {
             return Err(conflicts);
         }
-        for name in &found.value.propagators.unsupported {
-            found.warnings.push(format!("OTEL_PROPAGATORS: {name} is not supported and left out"));
-        }
+        found.warnings.extend(found.value.unsupported());
         Ok(found)
+    }
+
+    /// What was asked for and is left out, one sentence each.
+    fn unsupported(&self) -> impl Iterator<Item = String> + '_ {
+        let names = self.propagators.unsupported.iter();
+        names.map(|name| format!("OTEL_PROPAGATORS: {name} is not supported and left out"))
     }
 
     /// Whether contexts are carried and spans made.
@@ -378,12 +387,20 @@ pub fn help() -> String {
 #[must_use]
 pub fn reference() -> String {
     let mut out = String::from(
-        "# Settings of the sidecar\n\nGenerated from the table in `core/src/settings/mod.rs` by \
-         `throughline-proxy --print-reference`.\nA flag wins over the environment, the environment over the \
-         file named by `--config` (YAML, the same keys).\nEmpty means unset. Times are milliseconds.\n",
+        "# Settings\n\nGenerated from the tables in `core/src/settings` by `throughline-proxy --print-reference`.\n\
+         A flag wins over the environment, the environment over the file named by `--config` (YAML, the same \
+         keys).\nEmpty means unset. Times are milliseconds.\n\nThe filter in Envoy takes the same keys in its \
+         plugin configuration, but for those marked ¹, which are Envoy's\nown business there, and has the keys of \
+         the last table beside them.\n",
     );
+    table(ROWS, |row| if filter::OF_THE_SIDECAR.contains(&row.key) { "¹" } else { "" }, &mut out);
+    table(FILTER_ROWS, |_| "", &mut out);
+    out
+}
+
+fn table(rows: &[Row], mark: impl Fn(&Row) -> &'static str, out: &mut String) {
     let mut section = "";
-    for row in ROWS {
+    for row in rows {
         if row.section != section {
             section = row.section;
             out.push_str(&format!(
@@ -392,9 +409,9 @@ pub fn reference() -> String {
         }
         let env: Vec<String> = row.env.iter().map(|name| format!("`{name}`")).collect();
         let default = if row.default.is_empty() { String::new() } else { format!("`{}`", row.default) };
-        out.push_str(&format!("| `{}` | {} | {default} | {} |\n", row.key, env.join(", "), row.help));
+        let env = env.join(", ");
+        out.push_str(&format!("| `{}`{} | {env} | {default} | {} |\n", row.key, mark(row), row.help));
     }
-    out
 }
 
 fn wrapped(text: &str, width: usize, indent: &str, out: &mut String) {

@@ -55,6 +55,11 @@ impl Sources {
         Some((format!("{} in {}", row.key, self.file_name), value, Origin::Said))
     }
 
+    /// Whether a row was given a value.
+    pub(super) fn has(&self, rows: &[Row], key: &str) -> bool {
+        rows.iter().find(|row| row.key == key).is_some_and(|row| self.look_up(row).is_some())
+    }
+
     pub(super) fn mistake(&self, rows: &[Row], key: &str, want: &str) -> Mistake {
         let row = rows.iter().find(|row| row.key == key);
         match row.and_then(|row| self.look_up(row)) {
@@ -112,6 +117,14 @@ impl<'a> Reader<'a> {
             if !env().any(|known| known == name) && !hint.is_empty() {
                 self.warnings.push(format!("{name}: no such setting{hint}"));
             }
+        }
+    }
+
+    /// A key that has no meaning for this host is a mistake where it was meant for us.
+    pub(super) fn refuse(&mut self, key: &str, why: &str) {
+        let Sources { file, file_name, .. } = self.sources;
+        if file.iter().any(|(name, _)| name == key) {
+            self.mistakes.push(Mistake(format!("{key} in {file_name}: {why}")));
         }
     }
 

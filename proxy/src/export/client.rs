@@ -1,6 +1,5 @@
 //! One OTLP client: protobuf by gRPC or by HTTP POST, over one connection that is made again when it breaks.
-//! Says of each answer what the specification says: taken, refused, or worth another try. Reads no more of an
-//! answer than it has use for.
+//! Hands `core` what it needs to judge an answer, and reads no more of one than it has use for.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use throughline_core::otlp::answer::{self, Answer};
 use throughline_core::settings::{Authority, Compression, Otlp, Protocol, Settings, Signal};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -24,17 +24,6 @@ use tokio::time::timeout;
 
 /// Bytes of an answer that are read: an `ExportTraceServiceResponse` has some hundred.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-
-/// What a collector made of a batch.
-#[derive(Debug)]
-pub(super) enum Answer {
-    /// It arrived; so many items were rejected.
-    Taken { rejected: u64 },
-    /// It will never be taken.
-    Refused { why: String },
-    /// It may be taken later; the collector may have said when.
-    Again { after: Option<Duration>, why: String },
-}
 
 /// A client for one signal.
 pub(super) struct Client {
@@ -103,7 +92,7 @@ impl Client {
 
     /// Sends once.
     pub(super) async fn send(&mut self, body: Bytes) -> Answer {
-        let again = |why: String| Answer::Again { after: None, why };
+        let again = |why: String| Answer::Again { after_ms: None, why };
         let attempt = self.attempt;
         let answer = match timeout(attempt, self.exchange(body)).await {
             Ok(Ok(answer)) => answer,
@@ -249,53 +238,30 @@ fn headers(otlp: &Otlp, grpc: bool, authority: &Authority) -> Result<HeaderMap, 
     Ok(headers)
 }
 
-/// OTLP/HTTP: 2xx is taken; 429, 502, 503, 504 are worth another try; everything else is final. Also says
-/// whether the answer was read to its end.
+/// What `core` reads in an answer by HTTP. Also says whether the answer was read to its end.
 async fn http_answer(response: Response<Incoming>) -> (Answer, bool) {
     let (head, body) = response.into_parts();
     let (text, whole, _) = read(body).await;
-    let answer = match head.status {
-        status if status.is_success() => Answer::Taken { rejected: rejected(&text) },
-        StatusCode::TOO_MANY_REQUESTS
-        | StatusCode::BAD_GATEWAY
-        | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => Answer::Again {
-            after: retry_after(&head.headers),
-            why: format!("the collector answered {}", head.status),
-        },
-        status => Answer::Refused { why: format!("the collector answered {status}") },
-    };
-    (answer, whole)
+    let retry_after = head.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
+    (answer::by_http(head.status.as_u16(), retry_after, &text), whole)
 }
 
-/// OTLP/gRPC: which codes are worth another try is listed in the OTLP specification; RESOURCE_EXHAUSTED only
-/// when the server says when.
+/// What `core` reads in an answer by gRPC.
 async fn grpc_answer(response: Response<Incoming>) -> Answer {
     let (head, body) = response.into_parts();
     if head.status != StatusCode::OK {
-        let why = format!("the collector answered {} where gRPC was expected", head.status);
-        return match head.status {
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Answer::Again { after: retry_after(&head.headers), why },
-            _ => Answer::Refused { why },
-        };
+        let retry_after = head.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
+        return answer::no_grpc(head.status.as_u16(), retry_after);
     }
     let (bytes, _, trailers) = read(body).await;
     let fields = trailers.as_ref().unwrap_or(&head.headers);
-    let Some(status) = fields.get("grpc-status").and_then(|status| status.to_str().ok()) else {
-        return Answer::Again { after: None, why: "the collector's answer has no gRPC status".into() };
-    };
-    let message = fields.get("grpc-message").and_then(|text| text.to_str().ok()).unwrap_or_default();
-    let why = format!("the collector answered gRPC status {status} {message}");
-    let delay = retry_info(fields);
-    match status {
-        "0" => Answer::Taken { rejected: rejected(bytes.get(5..).unwrap_or_default()) },
-        "1" | "4" | "10" | "11" | "14" | "15" => Answer::Again { after: delay, why },
-        "8" if delay.is_some() => Answer::Again { after: delay, why },
-        _ => Answer::Refused { why },
-    }
+    let value = |name: &str| fields.get(name).map(HeaderValue::as_bytes);
+    answer::by_grpc(
+        value("grpc-status"),
+        value("grpc-message"),
+        value("grpc-status-details-bin"),
+        bytes.get(5..).unwrap_or_default(),
+    )
 }
 
 /// The first bytes of an answer, whether these are all, and its trailers.
@@ -312,159 +278,4 @@ async fn read(mut body: Incoming) -> (Vec<u8>, bool, Option<HeaderMap>) {
         }
     }
     (bytes, true, trailers)
-}
-
-/// `Retry-After` in seconds. A date is not read: collectors send seconds.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// `ExportTraceServiceResponse{partial_success=1{rejected_spans=1}}`; metrics have the same numbers.
-fn rejected(response: &[u8]) -> u64 {
-    let partial = field(response, 1).and_then(|(_, bytes)| bytes);
-    partial.and_then(|partial| field(partial, 1)).map_or(0, |(number, _)| number)
-}
-
-/// `google.rpc.Status{details=3: Any{value=2: RetryInfo{retry_delay=1: Duration{seconds=1}}}}` in the binary
-/// trailer.
-fn retry_info(fields: &HeaderMap) -> Option<Duration> {
-    let status = base64(fields.get("grpc-status-details-bin")?.as_bytes())?;
-    let mut rest = status.as_slice();
-    while let Some((number, _, bytes, after)) = next_field(rest) {
-        rest = after;
-        let Some(any) = bytes.filter(|_| number == 3) else { continue };
-        let kind = field(any, 1).and_then(|(_, bytes)| bytes).unwrap_or_default();
-        if kind.ends_with(b"google.rpc.RetryInfo") {
-            let delay = field(any, 2)?.1.and_then(|info| field(info, 1))?.1?;
-            // Both are signed on the wire; a negative delay asks for nothing that can be done.
-            let positive =
-                |number| field(delay, number).map_or(Some(0), |(value, _)| i64::try_from(value).ok());
-            let (seconds, nanos) = (positive(1)?.unsigned_abs(), positive(2)?.unsigned_abs());
-            return Some(Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanos)));
-        }
-    }
-    None
-}
-
-/// The first field of that number: its value, and its bytes where it has some.
-fn field(message: &[u8], wanted: u64) -> Option<(u64, Option<&[u8]>)> {
-    let mut rest = message;
-    while let Some((number, value, bytes, after)) = next_field(rest) {
-        if number == wanted {
-            return Some((value, bytes));
-        }
-        rest = after;
-    }
-    None
-}
-
-type Field<'a> = (u64, u64, Option<&'a [u8]>, &'a [u8]);
-
-/// Number, value, bytes and rest of a protobuf message; `None` at its end or where it is broken.
-pub(super) fn next_field(message: &[u8]) -> Option<Field<'_>> {
-    let (tag, rest) = varint(message)?;
-    let number = tag >> 3;
-    match tag & 7 {
-        0 => varint(rest).map(|(value, rest)| (number, value, None, rest)),
-        1 => rest.split_at_checked(8).map(|(bytes, rest)| (number, le(bytes), Some(bytes), rest)),
-        2 => {
-            let (len, rest) = varint(rest)?;
-            let (bytes, rest) = rest.split_at_checked(usize::try_from(len).ok()?)?;
-            Some((number, len, Some(bytes), rest))
-        }
-        5 => rest.split_at_checked(4).map(|(bytes, rest)| (number, le(bytes), Some(bytes), rest)),
-        _ => None,
-    }
-}
-
-fn le(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte))
-}
-
-fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let mut value = 0;
-    for (i, byte) in bytes.iter().enumerate().take(10) {
-        value |= u64::from(byte & 0x7f) << (7 * i);
-        if byte & 0x80 == 0 {
-            return Some((value, bytes.get(i + 1..).unwrap_or_default()));
-        }
-    }
-    None
-}
-
-/// Base64 of a binary header, padded or not.
-fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    let (mut out, mut bits, mut held) = (Vec::new(), 0u32, 0);
-    for byte in text.iter().filter(|byte| **byte != b'=') {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' | b'-' => 62,
-            b'/' | b'_' => 63,
-            _ => return None,
-        };
-        bits = (bits << 6) | u32::from(value);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            out.push((bits >> held) as u8);
-        }
-    }
-    Some(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rejected_spans_are_read_from_a_partial_success() {
-        assert_eq!(rejected(&[0x0a, 2, 0x08, 7]), 7);
-        assert_eq!(rejected(&[0x0a, 0]), 0);
-        assert_eq!(rejected(&[]), 0);
-        assert_eq!(rejected(&[0x0a, 200, 1]), 0, "broken off");
-        assert_eq!(rejected(&[0xff; 40]), 0);
-    }
-
-    #[test]
-    fn a_retry_delay_is_read_from_the_details_of_a_status() {
-        let kind = b"type.googleapis.com/google.rpc.RetryInfo";
-        let mut any = vec![0x0a, kind.len() as u8];
-        any.extend_from_slice(kind);
-        any.extend_from_slice(&[0x12, 4, 0x0a, 2, 0x08, 3]);
-        let mut status = vec![0x08, 8, 0x1a, any.len() as u8];
-        status.extend_from_slice(&any);
-        let mut headers = HeaderMap::new();
-        let text = encode_base64(&status);
-        headers.insert("grpc-status-details-bin", HeaderValue::from_str(&text).unwrap());
-        assert_eq!(retry_info(&headers), Some(Duration::from_secs(3)));
-        let negative = [0xff; 9].iter().chain(&[0x01]).copied();
-        let delay: Vec<u8> =
-            [0x08].into_iter().chain(negative.clone()).chain([0x10]).chain(negative).collect();
-        let mut any = vec![0x0a, kind.len() as u8];
-        any.extend_from_slice(kind);
-        any.extend_from_slice(&[0x12, delay.len() as u8 + 2, 0x0a, delay.len() as u8]);
-        any.extend_from_slice(&delay);
-        let mut status = vec![0x08, 14, 0x1a, any.len() as u8];
-        status.extend_from_slice(&any);
-        let text = encode_base64(&status);
-        headers.insert("grpc-status-details-bin", HeaderValue::from_str(&text).unwrap());
-        assert_eq!(retry_info(&headers), None, "a negative delay");
-        headers.insert("grpc-status-details-bin", HeaderValue::from_static("!!"));
-        assert_eq!(retry_info(&headers), None);
-    }
-
-    fn encode_base64(bytes: &[u8]) -> String {
-        const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let mut out = String::new();
-        for three in bytes.chunks(3) {
-            let bits = three.iter().fold(0u32, |bits, byte| (bits << 8) | u32::from(*byte))
-                << (8 * (3 - three.len()));
-            for digit in 0..=three.len() {
-                out.push(char::from(DIGITS[(bits >> (18 - 6 * digit)) as usize & 63]));
-            }
-        }
-        out
-    }
 }

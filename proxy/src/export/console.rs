@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use super::client::next_field;
+use throughline_core::otlp::answer::next_field;
 
 /// Prints each span on a line; says how many were printed.
 pub(super) fn print(spans: &[u8]) -> usize {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use throughline_core::batch::{Chunk, Dropped};
+use throughline_core::otlp::answer::Answer;
 use throughline_core::otlp::request::Envelope;
 use throughline_core::settings::{Exporter, Settings, Signal};
 use tokio::sync::watch;
@@ -20,7 +21,7 @@ use crate::host::now;
 use crate::log::{self, Throttle};
 use crate::sidecar::Sidecar;
 use crate::stats::Exported;
-use client::{Answer, Client};
+use client::Client;
 
 /// The first wait before a batch is sent again; doubled each time.
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
@@ -126,7 +127,7 @@ async fn ship(
         let deadline = stop.borrow().map_or(give_up, |deadline| deadline.min(give_up));
         let answer = match tokio::time::timeout_at(deadline, client.send(body.clone())).await {
             Ok(answer) => answer,
-            Err(_) => Answer::Again { after: None, why: "no time is left".into() },
+            Err(_) => Answer::Again { after_ms: None, why: "no time is left".into() },
         };
         match answer {
             Answer::Taken { rejected: 0 } => {
@@ -144,7 +145,8 @@ async fn ship(
                 warn("failed to export spans", &why);
                 return (0, Dropped::Refused);
             }
-            Answer::Again { after, why } => {
+            Answer::Again { after_ms, why } => {
+                let after = after_ms.map(Duration::from_millis);
                 let pause = jittered(after.unwrap_or(wait).min(BACKOFF_MOST), after.is_some());
                 wait = (wait * 2).min(BACKOFF_MOST);
                 if Instant::now() + pause >= deadline {

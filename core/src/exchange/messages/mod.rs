@@ -5,6 +5,9 @@
 mod carried;
 mod desk;
 mod message_span;
+mod unfit;
+
+pub use unfit::{content_length, unfit};
 
 use super::inject::{Formats, Plan, State};
 use super::tracer::Tracer;
