@@ -68,3 +68,6 @@ pub const PUBSUB_ATTRIBUTES_MAX: usize = 100;
 pub const MESSAGE_LINKS_MAX: usize = 128;
 /// Reasons for leaving a body as it is that are counted apart.
 pub const UNTOUCHED_REASONS_MAX: usize = 32;
+
+/// Bytes of an inbound exchange that are told to the other workers of a host; longer lists stay behind.
+pub const CROSSING_BYTES_MAX: usize = 2048;

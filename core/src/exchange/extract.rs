@@ -124,6 +124,11 @@ impl<'a> Seen<'a> {
         seen
     }
 
+    /// The one `traceparent`; several are none (W3C Trace Context §3.2).
+    pub(super) fn traceparent(&self) -> Option<&'a [u8]> {
+        self.traceparent.filter(|_| !self.several_traceparents)
+    }
+
     pub(super) fn has_traceparent(&self) -> bool {
         self.traceparent.is_some()
     }

@@ -2,6 +2,7 @@
 //! here, for both hosts. Never waits, never reads a clock, never draws a random number: moments and ids are
 //! arguments, so every path replays in a test.
 
+mod crossing;
 mod extract;
 mod head;
 mod inject;
@@ -9,6 +10,7 @@ mod messages;
 mod record;
 mod tracer;
 
+pub use crossing::{Asked, Lent};
 pub use extract::Propagators;
 pub use head::{Destination, Now, RequestHead, Scheme, Version};
 pub use inject::ResponseHeaders;
@@ -24,6 +26,7 @@ use crate::names::{attribute, header};
 use crate::operation::Operation;
 use crate::otlp::{Attributes, Parent};
 use crate::peer::Peer;
+use crate::propagation::traceparent;
 use crate::sampling::Reason;
 use messages::Messaging;
 use record::Buffers;
@@ -137,6 +140,22 @@ impl Exchange {
         if self.grpc {
             self.grpc_status = GrpcStatus::of(carrier).or(self.grpc_status);
         }
+    }
+
+    /// The `traceparent` that went on after us: when somebody wrote another one over ours, its ids are taken,
+    /// since they are what the next hop takes for its parent (no phantom parents). Says whether that was so.
+    pub fn adopt(&mut self, wire: &[u8]) -> bool {
+        let (Tracing::On(trace), Ok(wire)) = (&mut self.tracing, traceparent::parse(wire)) else {
+            return false;
+        };
+        if (wire.trace_id, wire.span_id) == (trace.trace_id, trace.span_id) {
+            return false;
+        }
+        if wire.trace_id != trace.trace_id {
+            trace.parent = None; // what we continued is not the trace that went on
+        }
+        (trace.trace_id, trace.span_id) = (wire.trace_id, wire.span_id);
+        true
     }
 
     /// Trace, span and flags as they went on; none without tracing.

@@ -548,6 +548,21 @@ impl Tracer {
         trace.in_flight = shared.in_flight.insert(inbound);
     }
 
+    /// Whether the exchange that a call names, else any of its trace, is in flight here.
+    pub(super) fn knows(&self, trace_id: crate::ids::TraceId, named: Option<SpanId>) -> bool {
+        let mut shared = self.lock();
+        let found = shared.in_flight.find(trace_id, named);
+        found.is_some_and(|inbound| named.is_none_or(|named| inbound.span_id == named))
+    }
+
+    pub(super) fn insert_lent(&self, inbound: Inbound) -> Option<Place> {
+        self.lock().in_flight.insert(inbound)
+    }
+
+    pub(super) fn remove_lent(&self, place: Place) {
+        drop(self.lock().in_flight.remove(place));
+    }
+
     /// A body with messages goes on as it is, for this reason.
     pub fn count_untouched(&self, reason: &'static str) {
         let counts = &mut self.lock().untouched;

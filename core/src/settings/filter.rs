@@ -91,7 +91,7 @@ pub(super) const OF_THE_SIDECAR: &[&str] = &[
 ];
 
 /// Values that only the sidecar can follow.
-const CONFLICTS: &[(fn(&Settings) -> bool, &str, &str)] = &[
+const CONFLICTS: &[super::Conflict] = &[
     (
         |settings| settings.traces_exporter == Exporter::Console,
         "otel-traces-exporter",

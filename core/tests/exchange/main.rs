@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod context;
 #[cfg(test)]
+mod crossing;
+#[cfg(test)]
 mod endings;
 #[cfg(test)]
 mod formats;

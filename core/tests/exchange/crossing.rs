@@ -1,0 +1,117 @@
+//! Two tracers of one application, as in a host with one for each worker: the inbound request is served on one,
+//! the application's calls on the other. And a host whose own tracer writes over our context.
+
+use throughline_core::classify::Outcome;
+
+use crate::harness::*;
+
+const OF_APPLICATION: &str = "00-4b1d0f7a2c3e5d6f8091a2b3c4d5e6f7-5dc0ffee5dc0ffee-00";
+
+/// A call on a worker that was told `announcement`; what the next hop gets and the span.
+fn told(
+    announcement: Option<&[u8]>,
+    host: &str,
+    fields: Fields<'_>,
+) -> (Headers, Option<opentelemetry_proto::tonic::trace::v1::Span>) {
+    let mut other = World::new();
+    let asked = other.tracer.asks(&headers(fields));
+    let lent = asked.zip(announcement).and_then(|(asked, told)| other.tracer.lend(asked, told));
+    let (call, sent) = other.outbound(host, fields);
+    if let Some(lent) = lent {
+        other.tracer.give_back(lent);
+    }
+    assert_eq!(other.tracer.in_flight(), 0, "what was lent is given back");
+    (sent, other.finish(call))
+}
+
+#[test]
+fn a_call_on_another_worker_gets_back_what_the_application_did_not_forward() {
+    let mut world = World::new();
+    let (inbound, _) = world.inbound(&[
+        ("traceparent", SAMPLED),
+        ("tracestate", "rojo=1"),
+        ("baggage", "plan=gold"),
+        ("x-operation-name", "checkout"),
+    ]);
+    let (trace_id, announcement) = inbound.announcement().unwrap();
+    assert_eq!(trace_id.to_string(), TRACE);
+    assert!(inbound.announced(&announcement));
+    let forwarded = [("traceparent", "00-4b1d0f7a2c3e5d6f8091a2b3c4d5e6f7-0000000000000001-01")];
+
+    let (sent, _) = told(Some(&announcement), INSIDE, &forwarded);
+    assert_eq!(value(&sent, "x-operation-name"), "checkout");
+    assert_eq!(value(&sent, "baggage"), "plan=gold,app.operation.name=checkout");
+    assert_eq!(value(&sent, "tracestate"), "rojo=1");
+    let (sent, _) = told(None, INSIDE, &forwarded);
+    assert_eq!(value(&sent, "x-operation-name"), "-", "nobody told that worker");
+    let (sent, _) = told(Some(&announcement), OUTSIDE, &forwarded);
+    assert_eq!(value(&sent, "x-operation-name"), "-", "outside gets what the application sent");
+}
+
+#[test]
+fn an_sdk_that_does_not_sample_hangs_its_call_under_the_other_workers_span() {
+    let mut world = World::new();
+    let (inbound, _) = world.inbound(&[("traceparent", SAMPLED)]);
+    let (_, announcement) = inbound.announcement().unwrap();
+    let own = span_id(&inbound);
+    let (sent, span) = told(Some(&announcement), INSIDE, &[("traceparent", OF_APPLICATION)]);
+    assert!(value(&sent, "traceparent").ends_with("-01"));
+    assert_eq!(parent_of(&span.unwrap()), own);
+    assert!(told(None, INSIDE, &[("traceparent", OF_APPLICATION)]).1.is_none());
+    // Where several exchanges of a trace are in flight, our own member says which one it is.
+    let named = [("traceparent", OF_APPLICATION), ("tracestate", "tl=00000000000000aa")];
+    assert_eq!(parent_of(&told(Some(&announcement), INSIDE, &named).1.unwrap()), "00000000000000aa");
+}
+
+#[test]
+fn an_announcement_counts_for_its_own_trace_and_where_the_exchange_is_unknown() {
+    let mut world = World::new();
+    let (inbound, application) = world.inbound(&[("traceparent", SAMPLED)]);
+    let (_, announcement) = inbound.announcement().unwrap();
+    assert!(world.tracer.asks(&application).is_none(), "this worker knows it");
+    let other = "00-ffffffffffffffffffffffffffffffff-5dc0ffee5dc0ffee-00";
+    let asked = World::new().tracer.asks(&headers(&[("traceparent", other)])).unwrap();
+    assert!(world.tracer.lend(asked, &announcement).is_none(), "another trace");
+    assert!(world.tracer.asks(&headers(&[("x", "y")])).is_none(), "no context, nothing to ask for");
+    for cut in 0..announcement.len() {
+        assert!(world.tracer.lend(asked, &announcement[..cut]).is_none());
+    }
+    world.end(inbound, Outcome::Complete);
+}
+
+#[test]
+fn long_lists_stay_behind() {
+    let mut world = World::new();
+    let long = format!("a={}", "x".repeat(3000));
+    let (inbound, _) =
+        world.inbound(&[("traceparent", SAMPLED), ("baggage", &long), ("tracestate", "rojo=1")]);
+    let (_, announcement) = inbound.announcement().unwrap();
+    assert!(announcement.len() < 2100);
+    let copied = [("traceparent", "00-4b1d0f7a2c3e5d6f8091a2b3c4d5e6f7-0000000000000001-01")];
+    let (sent, _) = told(Some(&announcement), INSIDE, &copied);
+    assert_eq!((value(&sent, "baggage"), value(&sent, "tracestate")), ("-", "rojo=1"));
+}
+
+#[test]
+fn ids_that_somebody_wrote_over_ours_are_taken() {
+    let wire = "00-4b1d0f7a2c3e5d6f8091a2b3c4d5e6f7-e0e0e0e0e0e0e0e0-01";
+    let elsewhere = "00-eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee-e0e0e0e0e0e0e0e0-01";
+    for (wire, adopted, trace, parent) in [
+        (wire, true, TRACE, CALLER),
+        (elsewhere, true, "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee", ""),
+        ("", false, TRACE, CALLER),
+        ("garbage", false, TRACE, CALLER),
+    ] {
+        let mut world = World::new();
+        let (mut inbound, application) = world.inbound(&[("traceparent", SAMPLED)]);
+        assert!(!inbound.adopt(value(&application, "traceparent").as_bytes()), "our own is no conflict");
+        assert_eq!(inbound.adopt(wire.as_bytes()), adopted, "{wire}");
+        let own = span_id(&inbound);
+        let span = world.finish(inbound).unwrap();
+        assert_eq!(own == "e0e0e0e0e0e0e0e0", adopted, "{wire}");
+        assert_eq!(
+            (hex(&span.span_id), hex(&span.trace_id), parent_of(&span)),
+            (own, trace.into(), parent.into())
+        );
+    }
+}
