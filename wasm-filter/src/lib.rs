@@ -3,7 +3,9 @@
 //!
 //! `host` is the only module that reaches Envoy; `outcome` and `settings` are pure.
 
+#[cfg(any(target_os = "wasi", test))]
 mod outcome;
+#[cfg(any(target_os = "wasi", test))]
 mod settings;
 
 #[cfg(target_os = "wasi")]
