@@ -4,6 +4,7 @@
 
 pub mod ask;
 pub mod books;
+pub mod canonical;
 pub mod collector;
 pub mod envoy;
 pub mod feed;
@@ -11,6 +12,7 @@ pub mod frames;
 pub mod grpc;
 pub mod judges;
 pub mod mesh;
+pub mod parity;
 pub mod pki;
 pub mod service;
 pub mod sidecar;

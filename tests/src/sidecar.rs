@@ -326,6 +326,12 @@ impl Sidecar {
         Sidecar { inbound, outbound, admin, host: Host::Envoy, patience, running, _folder: Some(folder) }
     }
 
+    /// Waits no longer than this for spans to leave when it is ended.
+    pub fn waiting_at_most(mut self, patience: Duration) -> Sidecar {
+        self.patience = patience;
+        self
+    }
+
     /// Its process id.
     pub fn process(&self) -> u32 {
         self.running.child.id()
