@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The scripts look for what was built beside the source, whatever the user's own setting.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help demo test quick bench-core fmt reference clean
+.PHONY: help demo test quick wasm bench-core fmt reference clean
 
 help: ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -22,6 +22,12 @@ quick: ## lints and unit tests only, for the minutes between two edits
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@cargo test --workspace --lib --bins
+
+wasm: ## the filter for Envoy: target/wasm/throughline.wasm
+	@scripts/setup wasm
+	@cargo build --profile wasm --target wasm32-wasip1 -p throughline-wasm-filter
+	@mkdir -p target/wasm && cp target/wasm32-wasip1/wasm/throughline.wasm target/wasm/throughline.wasm
+	@ls -l target/wasm/throughline.wasm | awk '{ print $$5 " bytes: " $$9 }'
 
 bench-core: ## what an exchange and an edited event cost in core: time and allocations
 	@scripts/setup demo

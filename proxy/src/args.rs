@@ -3,6 +3,7 @@
 
 use throughline_core::names::VERSION;
 use throughline_core::settings::{Found, Settings, Sources, help, reference};
+use throughline_settings_file::pairs;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub(crate) enum Command {
 /// Reads everything; `Err` is every mistake, one a line.
 pub(crate) fn read(args: impl Iterator<Item = String>) -> Result<Command, Vec<String>> {
     let mut sources = Sources { env: environment(), ..Sources::default() };
-    let (mut check, mut mistakes) = (false, Vec::new());
+    let (mut check, mut unreadable, mut mistakes) = (false, false, Vec::new());
     let mut args = args.peekable();
     if args.peek().is_some_and(|first| first == "-h") {
         return Ok(Command::Print(usage()));
@@ -42,14 +43,16 @@ pub(crate) fn read(args: impl Iterator<Item = String>) -> Result<Command, Vec<St
                     None => (flag.to_owned(), args.next_if(|next| !next.starts_with("--"))),
                 };
                 match value {
-                    Some(value) if key == "config" => read_file(&value, &mut sources, &mut mistakes),
+                    Some(value) if key == "config" => {
+                        unreadable |= !read_file(&value, &mut sources, &mut mistakes);
+                    }
                     Some(value) => sources.flags.push((key, value)),
                     None => mistakes.push(format!("--{key}: want a value after it")),
                 }
             }
         }
     }
-    if mistakes.iter().any(|mistake| mistake.starts_with("--config")) {
+    if unreadable {
         return Err(mistakes); // without the file, what it would have said would be missed too
     }
     let found = Settings::resolve(&sources).map_err(|found| {
@@ -85,43 +88,21 @@ fn environment() -> Vec<(String, String)> {
     std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
 }
 
-fn read_file(path: &str, sources: &mut Sources, mistakes: &mut Vec<String>) {
+/// Whether the file gave settings.
+fn read_file(path: &str, sources: &mut Sources, mistakes: &mut Vec<String>) -> bool {
     sources.file_name = path.to_owned();
-    let parsed = std::fs::read_to_string(path)
-        .map_err(|error| format!("--config=\"{path}\": want a readable file: {error}"))
-        .and_then(|text| {
-            serde_yaml::from_str::<serde_yaml::Value>(&text)
-                .map_err(|error| format!("--config=\"{path}\": want YAML: {error}"))
-        });
-    match parsed {
-        Ok(serde_yaml::Value::Null) => {}
-        Ok(serde_yaml::Value::Mapping(mapping)) => {
-            for (key, value) in mapping {
-                match (key.as_str(), scalar(&value)) {
-                    (Some(key), Some(value)) => sources.file.push((key.to_owned(), value)),
-                    _ => mistakes.push(format!(
-                        "{} in {path}: want a text, a number, true, false, or a list of these",
-                        scalar(&key).unwrap_or_else(|| "a key".into())
-                    )),
-                }
-            }
+    let read = std::fs::read_to_string(path)
+        .map_err(|error| vec![format!("--config=\"{path}\": want a readable file: {error}")])
+        .and_then(|text| pairs(&text, path));
+    match read {
+        Ok(pairs) => {
+            sources.file.extend(pairs);
+            true
         }
-        Ok(_) => mistakes.push(format!("--config=\"{path}\": want a YAML mapping of settings")),
-        Err(mistake) => mistakes.push(mistake),
-    }
-}
-
-/// A value as a flag would say it; lists are joined by commas.
-fn scalar(value: &serde_yaml::Value) -> Option<String> {
-    match value {
-        serde_yaml::Value::Null => Some(String::new()),
-        serde_yaml::Value::Bool(value) => Some(value.to_string()),
-        serde_yaml::Value::Number(value) => Some(value.to_string()),
-        serde_yaml::Value::String(value) => Some(value.clone()),
-        serde_yaml::Value::Sequence(values) => {
-            Some(values.iter().map(scalar).collect::<Option<Vec<_>>>()?.join(","))
+        Err(told) => {
+            mistakes.extend(told);
+            false
         }
-        serde_yaml::Value::Mapping(_) | serde_yaml::Value::Tagged(_) => None,
     }
 }
 

@@ -1,0 +1,87 @@
+//! Inbound exchanges across workers: Envoy serves the inbound request on one worker and the application's calls
+//! on another, each with a VM of its own. Announcements stand in shared data, in a fixed number of places, so that
+//! they need no end; where two traces want one place, the newer has it.
+
+use throughline_core::exchange::{Exchange, Lent, Tracer};
+use throughline_core::ids::TraceId;
+
+use crate::host::{self, Headers};
+
+/// Places for announcements; a place holds 2 KiB at the most.
+const PLACES: u64 = 4096;
+/// How many workers serve; each adds itself with its first stream.
+const WORKERS: &str = "throughline.workers";
+
+fn place(trace_id: TraceId) -> String {
+    format!("throughline.inbound.{}", trace_id.low_56() % PLACES)
+}
+
+/// Whether there are other workers than this one.
+#[derive(Debug, Default)]
+pub(crate) struct Crossing {
+    joined: std::cell::Cell<bool>,
+    alone: std::cell::Cell<bool>,
+}
+
+/// How often a worker tries to add itself while others do the same.
+const TRIES: usize = 100;
+
+impl Crossing {
+    /// Called with each stream: the first one adds this worker.
+    pub(crate) fn join(&self) {
+        if self.joined.replace(true) {
+            return;
+        }
+        for _ in 0..TRIES {
+            let (count, version) = match host::shared(WORKERS) {
+                Some((count, version)) => (count, Some(version)),
+                None => (Vec::new(), None),
+            };
+            let workers = count.first().copied().unwrap_or(0).saturating_add(1);
+            if host::share_if(WORKERS, &[workers], version) {
+                break;
+            }
+        }
+        self.look();
+    }
+
+    /// Looks whether others came since.
+    pub(crate) fn look(&self) {
+        let workers = host::shared(WORKERS).and_then(|(count, _)| count.first().copied());
+        self.alone.set(workers.is_none_or(|count| count <= 1));
+    }
+
+    /// Tells the others of an inbound exchange.
+    pub(crate) fn announce(&self, exchange: &Exchange) {
+        if self.alone.get() {
+            return;
+        }
+        if let Some((trace_id, told)) = exchange.announcement() {
+            host::share(&place(trace_id), &told);
+        }
+    }
+
+    /// Takes it back, if it is still there.
+    pub(crate) fn withdraw(&self, exchange: &Exchange) {
+        if self.alone.get() {
+            return;
+        }
+        let Some((trace_id, _)) = exchange.ids() else { return };
+        let place = place(trace_id);
+        if let Some((told, version)) = host::shared(&place)
+            && exchange.announced(&told)
+        {
+            host::share_if(&place, &[], Some(version));
+        }
+    }
+
+    /// The inbound exchange of another worker that an outbound call belongs to.
+    pub(crate) fn borrow(&self, tracer: &Tracer, headers: &Headers) -> Option<Lent> {
+        if self.alone.get() {
+            return None;
+        }
+        let asked = tracer.asks(headers)?;
+        let (told, _) = host::shared(&place(asked.trace_id))?;
+        tracer.lend(asked, &told)
+    }
+}

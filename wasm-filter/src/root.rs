@@ -1,0 +1,178 @@
+//! The plugin itself: reads its configuration, ticks, and gets the answers to calls. Decides nothing about
+//! requests.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use proxy_wasm::traits::{Context, HttpContext, RootContext};
+use proxy_wasm::types::ContextType;
+use throughline_core::names::{VERSION, attribute};
+use throughline_core::settings::{Direct, Settings};
+
+use crate::host::{self, Buffer, Half, Level};
+use crate::settings;
+use crate::stream::Stream;
+use crate::worker::Worker;
+
+/// Bytes of a configuration that are read.
+const CONFIGURATION_BYTES_MAX: usize = 1024 * 1024;
+
+/// A root context: one for each plugin and worker.
+#[derive(Debug)]
+pub(crate) struct Root {
+    id: u32,
+    plugin: Option<Plugin>,
+    /// Envoy has asked us to end, and we wait for answers.
+    closing: bool,
+}
+
+#[derive(Debug)]
+struct Plugin {
+    worker: Rc<Worker>,
+    direct: Direct,
+    period: Duration,
+}
+
+impl Root {
+    pub(crate) fn new(id: u32) -> Self {
+        Self { id, plugin: None, closing: false }
+    }
+
+    /// What was waited for has come: Envoy may take the context away.
+    fn close_if_answered(&mut self) {
+        let Some(plugin) = self.plugin.as_ref().filter(|_| self.closing) else { return };
+        if !plugin.worker.export.borrow().awaits(self.id) {
+            if Rc::strong_count(&plugin.worker) == 1 {
+                plugin.worker.export.borrow_mut().give_up(&plugin.worker);
+            }
+            plugin.worker.tell();
+            self.closing = false;
+            host::done();
+        }
+    }
+}
+
+impl Context for Root {
+    fn on_http_call_response(&mut self, token: u32, _: usize, body_bytes: usize, _: usize) {
+        if let Some(Plugin { worker, .. }) = &self.plugin {
+            let now = host::now();
+            let ours = worker.export.borrow_mut().answered_http(worker, token, body_bytes, now);
+            if ours {
+                worker.export.borrow_mut().flush(worker, self.id, now, self.closing);
+                worker.tell();
+            }
+        }
+        self.close_if_answered();
+    }
+
+    fn on_grpc_call_response(&mut self, token: u32, status: u32, bytes: usize) {
+        if let Some(Plugin { worker, .. }) = &self.plugin {
+            let now = host::now();
+            let ours = worker.export.borrow_mut().answered_grpc(worker, token, status, bytes, now);
+            if ours {
+                worker.export.borrow_mut().flush(worker, self.id, now, self.closing);
+                worker.tell();
+            }
+        }
+        self.close_if_answered();
+    }
+
+    fn on_done(&mut self) -> bool {
+        let Some(Plugin { worker, .. }) = &self.plugin else { return true };
+        worker.export.borrow_mut().flush(worker, self.id, host::now(), true);
+        worker.tell();
+        self.closing = worker.export.borrow().awaits(self.id);
+        !self.closing
+    }
+}
+
+impl RootContext for Root {
+    fn on_configure(&mut self, bytes: usize) -> bool {
+        let configuration = host::bytes(Buffer::Configuration, bytes.min(CONFIGURATION_BYTES_MAX));
+        let found = match settings::read(&configuration, host::environment()) {
+            Ok(found) => found,
+            Err(mistakes) => {
+                for mistake in mistakes {
+                    host::log(Level::Error, &format!("throughline: {mistake}"));
+                }
+                return false;
+            }
+        };
+        for warning in &found.warnings {
+            host::log(Level::Warn, &format!("throughline: {warning}"));
+        }
+        let (mut settings, filter) = found.value;
+        name_by_node(&mut settings);
+        let period = Duration::from_millis((settings.bsp_schedule_delay_ms / 4).clamp(20, 250));
+        host::tick_every(period);
+        host::log(Level::Debug, &format!("throughline {VERSION}: service {}", settings.service().0));
+        let direct = filter.direction;
+        let worker = Worker::of(settings, filter);
+        worker.tell();
+        self.plugin = Some(Plugin { worker, direct, period });
+        true
+    }
+
+    fn on_tick(&mut self) {
+        let Some(Plugin { worker, period, .. }) = &self.plugin else { return };
+        let now = host::now();
+        // Heads that wait too long for a body go on without being read.
+        let due: Vec<_> = {
+            let mut waiting = worker.waiting.borrow_mut();
+            let (due, still) = std::mem::take(&mut *waiting)
+                .into_iter()
+                .partition(|one| now.mono_nanos >= one.until_mono_nanos);
+            *waiting = still;
+            due
+        };
+        for one in due {
+            one.released.set(true);
+            worker.counts.borrow_mut().released += 1;
+            host::go_on(one.stream, Half::Request, self.id);
+        }
+        let hurried = worker.hurried.replace(false);
+        let mut export = worker.export.borrow_mut();
+        export.flush(worker, self.id, now, false);
+        export.push_metrics(worker, self.id, now);
+        drop(export);
+        worker.crossing.look();
+        worker.tell();
+        if hurried && worker.waiting.borrow().is_empty() {
+            host::tick_every(*period);
+        } else if hurried {
+            worker.hurried.set(true);
+        }
+    }
+
+    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
+        let plugin = self.plugin.as_ref()?;
+        Some(Box::new(Stream::new(id, Rc::clone(&plugin.worker), plugin.direct)))
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
+    }
+}
+
+/// Where no setting names the service, Envoy's node does: by the workload's name in Istio, else by its cluster.
+fn name_by_node(settings: &mut Settings) {
+    let text = |paths: &[&str]| {
+        let value = paths.iter().find_map(|path| host::property(path))?;
+        String::from_utf8(value).ok()
+    };
+    let set = |settings: &Settings, key| settings.resource_attributes.iter().any(|(known, _)| known == key);
+    if settings.service_name.is_empty() && !set(settings, attribute::SERVICE_NAME) {
+        let name = text(&[
+            "xds\0node\0metadata\0WORKLOAD_NAME",
+            "node\0metadata\0WORKLOAD_NAME",
+            "xds\0node\0cluster",
+            "node\0cluster",
+        ]);
+        settings.service_name = name.unwrap_or_default();
+    }
+    if !set(settings, attribute::SERVICE_NAMESPACE)
+        && let Some(namespace) = text(&["xds\0node\0metadata\0NAMESPACE", "node\0metadata\0NAMESPACE"])
+    {
+        settings.resource_attributes.push((attribute::SERVICE_NAMESPACE.to_owned(), namespace));
+    }
+}

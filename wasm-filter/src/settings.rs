@@ -1,0 +1,36 @@
+//! The plugin's configuration and the VM's environment, read into `core`'s table of settings.
+
+use throughline_core::settings::{Filter, Found, Settings, Sources};
+use throughline_settings_file::pairs;
+
+/// What the configuration is called in messages.
+const NAME: &str = "the plugin configuration";
+
+/// Reads both; the error is every mistake, one a line.
+pub(crate) fn read(
+    configuration: &[u8],
+    env: Vec<(String, String)>,
+) -> Result<Found<(Settings, Filter)>, Vec<String>> {
+    let text = std::str::from_utf8(configuration).map_err(|_| vec![format!("{NAME}: want UTF-8")])?;
+    let file = pairs(text, NAME)?;
+    let sources = Sources { flags: Vec::new(), env, file, file_name: NAME.to_owned() };
+    Filter::resolve(&sources).map_err(|found| found.iter().map(ToString::to_string).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_configuration_is_a_good_one() {
+        let found = read(b"", vec![("OTEL_SERVICE_NAME".into(), "orders".into())]).unwrap().value;
+        assert_eq!(found.0.service().0, "orders");
+    }
+
+    #[test]
+    fn every_mistake_is_told() {
+        let said = read(b"direction: up\notel-traces-sampler: sometimes\nadmin-listen: x\n", Vec::new());
+        assert_eq!(said.unwrap_err().len(), 3);
+        assert_eq!(read(b"\xff", Vec::new()).unwrap_err(), ["the plugin configuration: want UTF-8"]);
+    }
+}

@@ -1,0 +1,531 @@
+//! One request and its answer as Envoy tells of them: the exchange begins with the head and ends when Envoy logs
+//! the stream, once. Holds a body no longer and no larger than the settings say. Never stops a head unless the
+//! settings say that Envoy can go on from there.
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::Action;
+use throughline_core::carrier::Carrier as _;
+use throughline_core::classify::{Direction, Failure};
+use throughline_core::events::grpc_frame::{Reassembler, first_message, reframe};
+use throughline_core::exchange::{
+    Destination, Exchange, RequestHead, Scheme, Version, Wanted, content_length, looks_like_push, unfit,
+};
+use throughline_core::propagation::traceparent;
+use throughline_core::settings::Direct;
+
+use crate::host::{self, Buffer, Headers, Map};
+use crate::outcome::{self, Ending};
+use crate::worker::{Waiting, Worker};
+
+/// How long the beginning of a body that may be a push is waited for: a push comes in one piece.
+const GLANCE_NANOS: u64 = 100_000_000;
+/// How long the beginning of a body with messages is waited for. Where Envoy was not told that heads may be held,
+/// no body ever comes, and the request goes on after this.
+const PATIENCE_NANOS: u64 = 1_000_000_000;
+/// How often the root looks whether a head has waited long enough.
+const WATCH: std::time::Duration = std::time::Duration::from_millis(25);
+/// Bytes by which a push is known.
+const GLANCE_BYTES: usize = 4096;
+/// Bytes of the request of a stream in which its first message is looked for.
+const SUBSCRIPTION_BYTES_MAX: usize = 64 * 1024;
+
+/// A stream.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    id: u32,
+    worker: Rc<Worker>,
+    direct: Direct,
+    exchange: Option<Exchange>,
+    wanted: Wanted,
+    request: Request,
+    response: Response,
+    /// Whether the `traceparent` that goes on is ours.
+    own_context: bool,
+    /// The status of an answer that Envoy gave in the upstream's place, and why.
+    in_place: Option<(u16, Failure)>,
+    /// Whether the answer came to its end.
+    whole: bool,
+}
+
+/// What is done with the request's body.
+#[derive(Debug)]
+enum Request {
+    Passing,
+    /// Read on its way, until the first gRPC message is there.
+    Watched(Vec<u8>),
+    /// Waits until its beginning says whether it is a push.
+    Looked(Option<&'static str>, Rc<Cell<bool>>),
+    /// Waits until it is whole.
+    Held {
+        room: u64,
+        bytes: usize,
+        released: Rc<Cell<bool>>,
+    },
+}
+
+/// What is done with the answer's body.
+#[derive(Debug)]
+enum Response {
+    Passing,
+    /// Waits until it is whole.
+    Held {
+        room: u64,
+        bytes: usize,
+    },
+    /// Goes on message by message.
+    Reframed(Box<Reassembler>),
+}
+
+impl Stream {
+    pub(crate) fn new(id: u32, worker: Rc<Worker>, direct: Direct) -> Self {
+        Self {
+            id,
+            worker,
+            direct,
+            exchange: None,
+            wanted: Wanted::Nothing,
+            request: Request::Passing,
+            response: Response::Passing,
+            own_context: false,
+            in_place: None,
+            whole: false,
+        }
+    }
+
+    fn direction(&self) -> Direction {
+        let by_listener = || {
+            let said = host::number("xds\0listener_direction").or_else(|| host::number("listener_direction"));
+            if said == Some(2) { Direction::Outbound } else { Direction::Inbound }
+        };
+        match self.direct {
+            Direct::Fixed(direction) => direction,
+            Direct::Auto => by_listener(),
+        }
+    }
+
+    fn begin(&mut self, headers: &mut Headers) {
+        let direction = self.direction();
+        let own = |name: &str| headers.raw(name).unwrap_or_default().to_vec();
+        let (method, target, authority, scheme) =
+            (own(":method"), own(":path"), own(":authority"), own(":scheme"));
+        let (path, query) = match target.iter().position(|byte| *byte == b'?') {
+            Some(at) => (target.get(..at).unwrap_or_default(), target.get(at + 1..)),
+            None => (target.as_slice(), None),
+        };
+        let protocol = host::property("request\0protocol").unwrap_or_default();
+        let caller = host::property("source\0address");
+        let head = RequestHead {
+            direction,
+            method: std::str::from_utf8(&method).unwrap_or_default(),
+            scheme: if scheme == b"https" { Scheme::Https } else { Scheme::Http },
+            authority: &authority,
+            path,
+            query,
+            version: match protocol.as_slice() {
+                b"HTTP/1.0" => Version::Http10,
+                b"HTTP/2" => Version::Http2,
+                _ => Version::Http11,
+            },
+            caller: caller.and_then(|caller| address(&caller)),
+            destination: Destination::Named,
+        };
+        let Worker { tracer, crossing, .. } = &*self.worker;
+        crossing.join();
+        let lent = match direction {
+            Direction::Outbound => crossing.borrow(tracer, headers),
+            Direction::Inbound => None,
+        };
+        let exchange = host::with_ids(|ids| tracer.begin(&head, headers, host::now(), ids));
+        if let Some(lent) = lent {
+            tracer.give_back(lent);
+        }
+        if direction == Direction::Inbound {
+            crossing.announce(&exchange);
+        }
+        self.own_context = is_own(&exchange, headers);
+        self.wanted = exchange.wanted();
+        self.exchange = Some(exchange);
+    }
+
+    fn limit(&self) -> u64 {
+        self.worker.settings.event_body_bytes_max
+    }
+
+    fn untouched(&self, reason: &'static str) {
+        self.worker.tracer.count_untouched(reason);
+    }
+
+    /// What is done with the request's body, and whether its head waits for it.
+    fn plan_request(&mut self, headers: &Headers) -> Action {
+        let unfit = unfit(headers, self.limit());
+        match self.wanted {
+            Wanted::Nothing | Wanted::Response => Action::Continue,
+            Wanted::Stream => {
+                self.request = Request::Watched(Vec::new());
+                Action::Continue
+            }
+            Wanted::MaybePush => {
+                // A push does not wait to be asked for its body, and what is compressed can't be looked at.
+                let hidden = unfit == Some("compressed") || headers.get("expect").is_some();
+                if hidden || !self.worker.filter.hold_headers {
+                    return Action::Continue;
+                }
+                self.request = Request::Looked(unfit, self.wait(GLANCE_NANOS));
+                Action::Pause
+            }
+            Wanted::Request | Wanted::RequestAndResponse => {
+                let reason = unfit.or((!self.worker.filter.hold_headers).then_some("head_not_held"));
+                if let Some(reason) = reason {
+                    self.untouched(reason);
+                    return Action::Continue;
+                }
+                let Some(room) = self.room(headers) else { return Action::Continue };
+                let released = self.wait(PATIENCE_NANOS);
+                self.request = Request::Held { room, bytes: 0, released };
+                Action::Pause
+            }
+        }
+    }
+
+    /// Room for a body, counted when there is none.
+    fn room(&self, headers: &Headers) -> Option<u64> {
+        let room = content_length(headers).unwrap_or(self.limit()).min(self.limit());
+        let fits = self.worker.hold(room);
+        if !fits {
+            self.untouched("busy");
+        }
+        fits.then_some(room)
+    }
+
+    /// Has the root let the head go on when nothing of the body has come in time.
+    fn wait(&self, nanos: u64) -> Rc<Cell<bool>> {
+        let released = Rc::new(Cell::new(false));
+        let until_mono_nanos = host::now().mono_nanos + nanos;
+        let one = Waiting { stream: self.id, until_mono_nanos, released: Rc::clone(&released) };
+        self.worker.waiting.borrow_mut().push(one);
+        if !self.worker.hurried.replace(true) {
+            host::tick_every(WATCH);
+        }
+        released
+    }
+
+    fn waits_no_more(&self) {
+        self.worker.waiting.borrow_mut().retain(|one| one.stream != self.id);
+    }
+
+    /// The request's body is whole.
+    fn edit_request(&mut self, bytes: usize) {
+        let Some(exchange) = &mut self.exchange else { return };
+        let body = host::bytes(Buffer::Request, bytes);
+        let mut headers = Headers::of(Map::Request);
+        let tracer = &self.worker.tracer;
+        let edited =
+            host::with_ids(|ids| tracer.request_body(exchange, &body, &mut headers, host::now(), ids));
+        if let Some(edited) = edited
+            && host::replace(Buffer::Request, bytes, &edited)
+        {
+            set_length(&mut headers, edited.len());
+        }
+        if exchange.direction() == Direction::Inbound {
+            self.worker.crossing.announce(exchange);
+        }
+        self.own_context = is_own(exchange, &headers);
+    }
+
+    fn stop_holding_request(&mut self) {
+        if let Request::Held { room, .. } = std::mem::replace(&mut self.request, Request::Passing) {
+            self.worker.let_go(room);
+        }
+        self.waits_no_more();
+    }
+
+    /// A piece of the request's body that is held: `bytes` of it are there.
+    fn held_request(&mut self, bytes: usize, end: bool) -> Action {
+        if bytes as u64 > self.limit() {
+            self.untouched("over_limit");
+        } else if end {
+            self.edit_request(bytes);
+        } else {
+            return Action::Pause;
+        }
+        self.stop_holding_request();
+        Action::Continue
+    }
+
+    fn looked_at(&mut self, unfit: Option<&'static str>, bytes: usize, end: bool) -> Action {
+        let beginning = host::bytes(Buffer::Request, bytes.min(GLANCE_BYTES));
+        match looks_like_push(&beginning) {
+            None if !end && bytes < GLANCE_BYTES => return Action::Pause,
+            Some(true) => {}
+            None | Some(false) => {
+                self.stop_holding_request(); // most JSON requests are none
+                return Action::Continue;
+            }
+        }
+        self.waits_no_more();
+        self.request = Request::Passing;
+        if let Some(reason) = unfit {
+            self.untouched(reason);
+            return Action::Continue;
+        }
+        let Some(room) = self.room(&Headers::of(Map::Request)) else { return Action::Continue };
+        self.request = Request::Held { room, bytes, released: Rc::default() };
+        self.held_request(bytes, end)
+    }
+
+    fn watched(&mut self, mut seen: Vec<u8>, bytes: usize) {
+        seen.extend_from_slice(&host::bytes(Buffer::Request, bytes));
+        if let (Some(message), Some(exchange)) = (first_message(&seen), &mut self.exchange) {
+            let tracer = &self.worker.tracer;
+            host::with_ids(|ids| tracer.subscribed(exchange, &message, host::now(), ids));
+        } else if seen.len() < SUBSCRIPTION_BYTES_MAX {
+            self.request = Request::Watched(seen);
+        }
+    }
+
+    /// Envoy's own answer, where it stands in the place of the upstream's.
+    fn own_answer(&self, status: u16) -> Option<Failure> {
+        if status < 400 {
+            return None; // Envoy's own answers to a failed upstream are errors
+        }
+        outcome::failure(host::number("response\0flags").unwrap_or(0), details)
+    }
+
+    fn plan_response(&mut self, status: u16, headers: &Headers) -> Action {
+        match self.wanted {
+            Wanted::Nothing | Wanted::MaybePush | Wanted::Request => return Action::Continue,
+            Wanted::Stream => {
+                let limit = usize::try_from(self.limit()).unwrap_or(usize::MAX);
+                self.response = Response::Reframed(Box::new(Reassembler::new(limit)));
+                return Action::Continue;
+            }
+            Wanted::Response | Wanted::RequestAndResponse => {}
+        }
+        if !(200..300).contains(&status) {
+            return Action::Continue;
+        }
+        let held = self.worker.filter.hold_headers;
+        let reason = unfit(headers, self.limit()).or((!held).then_some("head_not_held"));
+        if let Some(reason) = reason {
+            self.untouched(reason);
+            return Action::Continue;
+        }
+        let Some(room) = self.room(headers) else { return Action::Continue };
+        self.response = Response::Held { room, bytes: 0 };
+        Action::Pause
+    }
+
+    fn held_response(&mut self, bytes: usize, end: bool) -> Action {
+        if bytes as u64 > self.limit() {
+            self.untouched("over_limit");
+        } else if end {
+            let body = host::bytes(Buffer::Response, bytes);
+            let Some(exchange) = &mut self.exchange else { return Action::Continue };
+            let tracer = &self.worker.tracer;
+            let edited = host::with_ids(|ids| tracer.response_body(exchange, &body, host::now(), ids));
+            if let Some(edited) = edited
+                && host::replace(Buffer::Response, bytes, &edited)
+            {
+                set_length(&mut Headers::of(Map::Response), edited.len());
+            }
+        } else {
+            return Action::Pause;
+        }
+        self.stop_holding_response();
+        Action::Continue
+    }
+
+    fn stop_holding_response(&mut self) {
+        if let Response::Held { room, .. } = std::mem::replace(&mut self.response, Response::Passing) {
+            self.worker.let_go(room);
+        }
+    }
+
+    fn reframed(&mut self, bytes: usize, end: bool) {
+        let (Response::Reframed(frames), Some(exchange)) = (&mut self.response, &mut self.exchange) else {
+            return;
+        };
+        let Worker { tracer, batch, .. } = &*self.worker;
+        let chunk = host::bytes(Buffer::Response, bytes);
+        let mut out = reframe(frames, &chunk, |flag, message| {
+            if flag != 0 {
+                tracer.count_untouched("compressed");
+                return None;
+            }
+            let sink = &mut *batch.borrow_mut();
+            host::with_ids(|ids| tracer.streamed(exchange, message, host::now(), ids, sink))
+        });
+        if end {
+            out.extend_from_slice(frames.rest());
+        }
+        if out != chunk {
+            host::replace(Buffer::Response, bytes, &out);
+        }
+    }
+
+    fn end(&mut self) {
+        self.stop_holding_request();
+        self.stop_holding_response();
+        let Some(mut exchange) = self.exchange.take() else { return };
+        let Worker { tracer, batch, crossing, counts, .. } = &*self.worker;
+        if exchange.direction() == Direction::Inbound {
+            crossing.withdraw(&exchange);
+        }
+        if self.own_context
+            && let Some(wire) = host::header(Map::Request, traceparent::HEADER)
+            && exchange.adopt(&wire)
+        {
+            counts.borrow_mut().overwritten += 1;
+        }
+        let ending = match self.in_place {
+            Some((status, failure)) => {
+                Ending { flags: 0, failure: Some(failure), answered: Some(status), whole: true }
+            }
+            None if self.whole => Ending { flags: 0, failure: None, answered: None, whole: true },
+            None => {
+                let flags = host::number("response\0flags").unwrap_or(0);
+                Ending { flags, failure: outcome::failure(flags, details), answered: None, whole: false }
+            }
+        };
+        let ready = {
+            let mut sink = batch.borrow_mut();
+            tracer.end(exchange, outcome::outcome(ending), host::now(), &mut *sink);
+            sink.ready()
+        };
+        // Calls are a root's business: it is asked to tick at once.
+        if ready && !self.worker.hurried.replace(true) {
+            host::tick_every(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
+impl Context for Stream {}
+
+impl HttpContext for Stream {
+    fn on_http_request_headers(&mut self, _: usize, end: bool) -> Action {
+        let mut headers = Headers::of(Map::Request);
+        self.begin(&mut headers);
+        if end { Action::Continue } else { self.plan_request(&headers) }
+    }
+
+    fn on_http_request_body(&mut self, bytes: usize, end: bool) -> Action {
+        match std::mem::replace(&mut self.request, Request::Passing) {
+            Request::Passing => Action::Continue,
+            Request::Watched(seen) => {
+                self.watched(seen, bytes);
+                Action::Continue
+            }
+            Request::Looked(unfit, released) => {
+                if released.get() {
+                    return Action::Continue;
+                }
+                self.request = Request::Looked(unfit, released);
+                self.looked_at(unfit, bytes, end)
+            }
+            Request::Held { room, released, .. } => {
+                if released.get() {
+                    self.worker.let_go(room);
+                    self.untouched("slow");
+                    return Action::Continue;
+                }
+                self.waits_no_more();
+                self.request = Request::Held { room, bytes, released };
+                self.held_request(bytes, end)
+            }
+        }
+    }
+
+    fn on_http_request_trailers(&mut self, _: usize) -> Action {
+        if let Request::Held { bytes, .. } = &self.request {
+            let bytes = *bytes;
+            return self.held_request(bytes, true);
+        }
+        self.stop_holding_request();
+        Action::Continue
+    }
+
+    fn on_http_response_headers(&mut self, _: usize, end: bool) -> Action {
+        let mut headers = Headers::of(Map::Response);
+        let status = headers.raw(":status").and_then(|status| std::str::from_utf8(status).ok()?.parse().ok());
+        let status: u16 = status.unwrap_or(0);
+        self.whole = end;
+        if let Some(failure) = self.own_answer(status) {
+            self.in_place = Some((status, failure));
+            return Action::Continue;
+        }
+        if let Some(exchange) = &mut self.exchange {
+            exchange.response(&self.worker.tracer, status, &mut headers);
+        }
+        if end { Action::Continue } else { self.plan_response(status, &headers) }
+    }
+
+    fn on_http_response_body(&mut self, bytes: usize, end: bool) -> Action {
+        self.whole = end;
+        match &mut self.response {
+            Response::Passing => Action::Continue,
+            Response::Held { bytes: seen, .. } => {
+                *seen = bytes;
+                self.held_response(bytes, end)
+            }
+            Response::Reframed(_) => {
+                self.reframed(bytes, end);
+                Action::Continue
+            }
+        }
+    }
+
+    fn on_http_response_trailers(&mut self, _: usize) -> Action {
+        self.whole = true;
+        if let Some(exchange) = &mut self.exchange {
+            exchange.trailers(&Headers::of(Map::ResponseTrailers));
+        }
+        if let Response::Held { bytes, .. } = &self.response {
+            let bytes = *bytes;
+            return self.held_response(bytes, true);
+        }
+        Action::Continue
+    }
+
+    fn on_log(&mut self) {
+        self.end();
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.end(); // where Envoy did not log the stream
+    }
+}
+
+/// What Envoy says of how an answer came to be.
+fn details() -> String {
+    let details = host::property("response\0code_details").unwrap_or_default();
+    String::from_utf8_lossy(&details).into_owned()
+}
+
+/// Whether the context in these headers is the one that the exchange has written.
+fn is_own(exchange: &Exchange, headers: &Headers) -> bool {
+    let (Some((trace_id, span_id)), Some(value)) = (exchange.ids(), headers.get(traceparent::HEADER)) else {
+        return false;
+    };
+    value.get(3..35) == Some(trace_id.digits().as_slice())
+        && value.get(36..52) == Some(span_id.digits().as_slice())
+}
+
+/// The length of an edited body, where the head tells one: a stale one would be request smuggling.
+fn set_length(headers: &mut Headers, bytes: usize) {
+    if headers.get("content-length").is_some() {
+        headers.set("content-length", bytes.to_string().as_bytes());
+    }
+}
+
+/// `127.0.0.1:1234` or `[::1]:1234`.
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (host, _) = text.rsplit_once(':')?;
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}

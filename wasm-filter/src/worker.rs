@@ -1,0 +1,108 @@
+//! What the root contexts and streams of one VM share: the inbound and the outbound plugin of a worker know each
+//! other's exchanges, and leave through one queue.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use throughline_core::batch::{Batch, Bounds};
+use throughline_core::exchange::Tracer;
+use throughline_core::settings::{Direct, Filter, Settings};
+
+use crate::crossing::Crossing;
+use crate::export::Export;
+use crate::host;
+use crate::stats::{Counts, Told};
+
+/// Bytes of all bodies that wait in one VM: some hundred usual ones, or forty of the largest.
+const HOLDING_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// The shared part.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) tracer: Tracer,
+    pub(crate) batch: RefCell<Batch>,
+    pub(crate) settings: Settings,
+    pub(crate) filter: Filter,
+    pub(crate) export: RefCell<Export>,
+    pub(crate) crossing: Crossing,
+    pub(crate) counts: RefCell<Counts>,
+    told: RefCell<Told>,
+    holding: Cell<u64>,
+    /// Streams whose head waits for a body.
+    pub(crate) waiting: RefCell<Vec<Waiting>>,
+    /// Whether a root was asked to tick at once.
+    pub(crate) hurried: Cell<bool>,
+}
+
+/// A stream whose head waits for the beginning of its body.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) stream: u32,
+    pub(crate) until_mono_nanos: u64,
+    /// Set when it was let go on.
+    pub(crate) released: Rc<Cell<bool>>,
+}
+
+thread_local! {
+    static WORKERS: RefCell<Vec<(String, Weak<Worker>)>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Worker {
+    /// The worker of these settings: plugins that differ in their direction alone share one.
+    pub(crate) fn of(settings: Settings, filter: Filter) -> Rc<Self> {
+        let shared = Filter { direction: Direct::Auto, ..filter };
+        let key = settings.service().0.to_owned();
+        WORKERS.with_borrow_mut(|workers| {
+            workers.retain(|(_, worker)| worker.strong_count() > 0);
+            let known = workers.iter().find(|(of, _)| *of == key).and_then(|(_, worker)| worker.upgrade());
+            known.unwrap_or_else(|| {
+                let worker = Rc::new(Self::new(settings, shared));
+                workers.push((key, Rc::downgrade(&worker)));
+                worker
+            })
+        })
+    }
+
+    fn new(settings: Settings, filter: Filter) -> Self {
+        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let bounds = Bounds {
+            queue_spans_max: size(settings.bsp_queue_max),
+            // A chunk larger than the queue would never be full.
+            chunk_spans_max: size(settings.bsp_batch_max.min(settings.bsp_queue_max)),
+            flush_after_ms: settings.bsp_schedule_delay_ms,
+        };
+        Self {
+            tracer: Tracer::new(settings.tracer(), host::seed()),
+            batch: RefCell::new(Batch::new(bounds)),
+            export: RefCell::new(Export::new(&settings, &filter)),
+            settings,
+            filter,
+            crossing: Crossing::default(),
+            counts: RefCell::new(Counts::default()),
+            told: RefCell::new(Told::default()),
+            holding: Cell::new(0),
+            waiting: RefCell::new(Vec::new()),
+            hurried: Cell::new(false),
+        }
+    }
+
+    /// Room for a body of so many bytes; given back by [`Worker::let_go`].
+    pub(crate) fn hold(&self, bytes: u64) -> bool {
+        let holding = self.holding.get().saturating_add(bytes);
+        let fits = holding <= HOLDING_BYTES_MAX;
+        if fits {
+            self.holding.set(holding);
+        }
+        fits
+    }
+
+    pub(crate) fn let_go(&self, bytes: u64) {
+        self.holding.set(self.holding.get().saturating_sub(bytes));
+    }
+
+    /// Puts the numbers into Envoy's statistics.
+    pub(crate) fn tell(&self) {
+        let books = self.batch.borrow().books();
+        self.told.borrow_mut().tell(&self.tracer, books, *self.counts.borrow());
+    }
+}
