@@ -130,18 +130,13 @@ impl RootContext for Root {
             worker.counts.borrow_mut().released += 1;
             host::go_on(one.stream, Half::Request, self.id);
         }
-        let hurried = worker.hurried.replace(false);
         let mut export = worker.export.borrow_mut();
         export.flush(worker, self.id, now, false);
         export.push_metrics(worker, self.id, now);
         drop(export);
         worker.crossing.look();
         worker.tell();
-        if hurried && worker.waiting.borrow().is_empty() {
-            host::tick_every(*period);
-        } else if hurried {
-            worker.hurried.set(true);
-        }
+        worker.rest(*period);
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {

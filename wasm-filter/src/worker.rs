@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use throughline_core::batch::{Batch, Bounds};
 use throughline_core::exchange::Tracer;
@@ -31,8 +32,19 @@ pub(crate) struct Worker {
     holding: Cell<u64>,
     /// Streams whose head waits for a body.
     pub(crate) waiting: RefCell<Vec<Waiting>>,
-    /// Whether a root was asked to tick at once.
-    pub(crate) hurried: Cell<bool>,
+    /// How soon a root was asked to tick.
+    hurried: Cell<Hurry>,
+}
+
+/// How soon a root context is to tick.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Hurry {
+    /// When it always does.
+    No,
+    /// Within some hundredths of a second: numbers are to be told, or a head waits.
+    Soon,
+    /// At once: a batch is full.
+    Now,
 }
 
 /// A stream whose head waits for the beginning of its body.
@@ -81,7 +93,27 @@ impl Worker {
             told: RefCell::new(Told::default()),
             holding: Cell::new(0),
             waiting: RefCell::new(Vec::new()),
-            hurried: Cell::new(false),
+            hurried: Cell::new(Hurry::No),
+        }
+    }
+
+    /// Asks for a tick, of the root context whose stream it is.
+    pub(crate) fn hurry(&self, hurry: Hurry) {
+        if self.hurried.get() < hurry {
+            self.hurried.set(hurry);
+            host::tick_every(Duration::from_millis(if hurry == Hurry::Now { 1 } else { 20 }));
+        }
+    }
+
+    /// The root has ticked: it goes on as it always does, unless something waits.
+    pub(crate) fn rest(&self, period: Duration) {
+        if self.hurried.replace(Hurry::No) == Hurry::No {
+            return;
+        }
+        if self.waiting.borrow().is_empty() {
+            host::tick_every(period);
+        } else {
+            self.hurry(Hurry::Soon);
         }
     }
 
