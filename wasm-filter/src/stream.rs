@@ -19,7 +19,7 @@ use throughline_core::settings::Direct;
 
 use crate::host::{self, Buffer, Headers, Map};
 use crate::outcome::{self, Ending};
-use crate::worker::{Hurry, Waiting, Worker};
+use crate::worker::{Pace, Waiting, Worker};
 
 /// How long the beginning of a body that may be a push is waited for: a push comes in one piece.
 const GLANCE_NANOS: u64 = 100_000_000;
@@ -37,6 +37,7 @@ pub(crate) struct Stream {
     id: u32,
     worker: Rc<Worker>,
     direct: Direct,
+    pace: Pace,
     exchange: Option<Exchange>,
     wanted: Wanted,
     request: Request,
@@ -79,11 +80,12 @@ enum Response {
 }
 
 impl Stream {
-    pub(crate) fn new(id: u32, worker: Rc<Worker>, direct: Direct) -> Self {
+    pub(crate) fn new(id: u32, worker: Rc<Worker>, direct: Direct, pace: Pace) -> Self {
         Self {
             id,
             worker,
             direct,
+            pace,
             exchange: None,
             wanted: Wanted::Nothing,
             request: Request::Passing,
@@ -205,7 +207,7 @@ impl Stream {
         let until_mono_nanos = host::now().mono_nanos + nanos;
         let one = Waiting { stream: self.id, until_mono_nanos, released: Rc::clone(&released) };
         self.worker.waiting.borrow_mut().push(one);
-        self.worker.hurry(Hurry::Soon);
+        self.pace.soon();
         released
     }
 
@@ -393,7 +395,7 @@ impl Stream {
             sink.ready()
         };
         // Calls and numbers are a root's business.
-        self.worker.hurry(if ready { Hurry::Now } else { Hurry::Soon });
+        if ready { self.pace.now() } else { self.pace.soon() }
     }
 }
 

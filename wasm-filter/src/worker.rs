@@ -32,19 +32,50 @@ pub(crate) struct Worker {
     holding: Cell<u64>,
     /// Streams whose head waits for a body.
     pub(crate) waiting: RefCell<Vec<Waiting>>,
-    /// How soon a root was asked to tick.
-    hurried: Cell<Hurry>,
 }
 
 /// How soon a root context is to tick.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Hurry {
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+enum Soon {
     /// When it always does.
+    #[default]
     No,
-    /// Within some hundredths of a second: numbers are to be told, or a head waits.
+    /// Within some hundredths of a second.
     Soon,
-    /// At once: a batch is full.
+    /// At once.
     Now,
+}
+
+/// The pace of one root context, which its streams may quicken.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Pace(Rc<Cell<Soon>>);
+
+impl Pace {
+    /// Numbers are to be told, or a head waits.
+    pub(crate) fn soon(&self) {
+        self.quicken(Soon::Soon, 20);
+    }
+
+    /// A batch is full.
+    pub(crate) fn now(&self) {
+        self.quicken(Soon::Now, 1);
+    }
+
+    fn quicken(&self, soon: Soon, millis: u64) {
+        if self.0.get() < soon {
+            self.0.set(soon);
+            host::tick_every(Duration::from_millis(millis));
+        }
+    }
+
+    /// The root has ticked: it goes on as it always does, unless something still waits.
+    pub(crate) fn rest(&self, period: Duration, waits: bool) {
+        match (self.0.replace(Soon::No), waits) {
+            (Soon::No, false) => {}
+            (_, true) => self.soon(),
+            (Soon::Soon | Soon::Now, false) => host::tick_every(period),
+        }
+    }
 }
 
 /// A stream whose head waits for the beginning of its body.
@@ -93,27 +124,6 @@ impl Worker {
             told: RefCell::new(Told::default()),
             holding: Cell::new(0),
             waiting: RefCell::new(Vec::new()),
-            hurried: Cell::new(Hurry::No),
-        }
-    }
-
-    /// Asks for a tick, of the root context whose stream it is.
-    pub(crate) fn hurry(&self, hurry: Hurry) {
-        if self.hurried.get() < hurry {
-            self.hurried.set(hurry);
-            host::tick_every(Duration::from_millis(if hurry == Hurry::Now { 1 } else { 20 }));
-        }
-    }
-
-    /// The root has ticked: it goes on as it always does, unless something waits.
-    pub(crate) fn rest(&self, period: Duration) {
-        if self.hurried.replace(Hurry::No) == Hurry::No {
-            return;
-        }
-        if self.waiting.borrow().is_empty() {
-            host::tick_every(period);
-        } else {
-            self.hurry(Hurry::Soon);
         }
     }
 
