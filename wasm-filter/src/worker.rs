@@ -36,7 +36,7 @@ pub(crate) struct Worker {
 
 /// How soon a root context is to tick.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
-enum Soon {
+enum Hurry {
     /// When it always does.
     #[default]
     No,
@@ -48,32 +48,32 @@ enum Soon {
 
 /// The pace of one root context, which its streams may quicken.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct Pace(Rc<Cell<Soon>>);
+pub(crate) struct Pace(Rc<Cell<Hurry>>);
 
 impl Pace {
     /// Numbers are to be told, or a head waits.
     pub(crate) fn soon(&self) {
-        self.quicken(Soon::Soon, 20);
+        self.quicken(Hurry::Soon, 20);
     }
 
     /// A batch is full.
     pub(crate) fn now(&self) {
-        self.quicken(Soon::Now, 1);
+        self.quicken(Hurry::Now, 1);
     }
 
-    fn quicken(&self, soon: Soon, millis: u64) {
-        if self.0.get() < soon {
-            self.0.set(soon);
+    fn quicken(&self, hurry: Hurry, millis: u64) {
+        if self.0.get() < hurry {
+            self.0.set(hurry);
             host::tick_every(Duration::from_millis(millis));
         }
     }
 
     /// The root has ticked: it goes on as it always does, unless something still waits.
     pub(crate) fn rest(&self, period: Duration, waits: bool) {
-        match (self.0.replace(Soon::No), waits) {
-            (Soon::No, false) => {}
+        match (self.0.replace(Hurry::No), waits) {
+            (Hurry::No, false) => {}
             (_, true) => self.soon(),
-            (Soon::Soon | Soon::Now, false) => host::tick_every(period),
+            (Hurry::Soon | Hurry::Now, false) => host::tick_every(period),
         }
     }
 }
