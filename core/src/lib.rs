@@ -3,6 +3,7 @@
 //! [`exchange::Tracer`]. Builds for `wasm32-wasip1`.
 
 pub mod batch;
+mod bucket;
 pub mod carrier;
 pub mod classify;
 pub mod events;
@@ -15,6 +16,7 @@ mod intern;
 pub mod limits;
 pub mod mesh;
 pub mod metrics;
+pub mod mode;
 pub mod names;
 pub mod operation;
 pub mod otlp;

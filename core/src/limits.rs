@@ -62,6 +62,11 @@ pub const SPAN_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of one batch: below the 4 MiB that gRPC servers accept by default.
 pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// Spans of a host's own work at once, and how many come back each second: trouble must not make more trouble.
+pub const WORK_SPANS_AT_ONCE_MAX: u64 = 20;
+/// Spans of a host's own work a second.
+pub const WORK_SPANS_PER_SECOND_MAX: u64 = 1;
+
 /// Attributes of one Pub/Sub message: the service refuses a publish with more, so ours are the first to go.
 pub const PUBSUB_ATTRIBUTES_MAX: usize = 100;
 /// Links of a pull's span to its messages; OpenTelemetry's default limit of links.

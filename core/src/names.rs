@@ -71,12 +71,16 @@ pub mod attribute {
         PEER_SERVICE = "throughline.peer.service";
         /// Namespace of the sidecar at the other end.
         PEER_NAMESPACE = "throughline.peer.namespace";
-        /// Why a root span was sampled: `always_on` or `ratio`.
+        /// Why a root span was sampled: `always_on`, `ratio`, `full`.
         SAMPLED_BY = "throughline.sampled.by";
         /// How the exchange ended when it did not complete: `caller_gone`, `drained`.
         END = "throughline.end";
         /// Set to `operation` where the sidecar restored what the application did not forward.
         RESTORED = "throughline.restored";
+        /// What the sidecar did for itself: `export`, `control`, `drain`, `detection`.
+        WORK = "throughline.work";
+        /// What happened in doing so, in a sentence.
+        WORK_DETAIL = "throughline.work.detail";
         /// `gcp_pubsub`.
         MESSAGING_SYSTEM = "messaging.system";
         /// What was done: `publish`, `receive`, `process`, `pull`, `acknowledge`.

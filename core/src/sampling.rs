@@ -66,6 +66,8 @@ pub enum Reason {
     AlwaysOff,
     /// The ratio, by the trace id.
     Ratio,
+    /// The mode is `full`.
+    Full,
 }
 
 impl Reason {
@@ -77,6 +79,7 @@ impl Reason {
             Self::AlwaysOn => "always_on",
             Self::AlwaysOff => "always_off",
             Self::Ratio => "ratio",
+            Self::Full => "full",
         }
     }
 }

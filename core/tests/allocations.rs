@@ -140,6 +140,7 @@ mod steady {
     fn tracer() -> Tracer {
         let config = Config {
             enabled: true,
+            mode: throughline_core::mode::Mode::Hybrid,
             recording: true,
             sampler: Sampler::ParentBased(Root::AlwaysOn),
             propagators: Propagators { tracecontext: true, baggage: true, ..Propagators::default() },

@@ -10,6 +10,7 @@ mod host;
 mod listener;
 mod log;
 mod messages;
+mod moments;
 mod sidecar;
 mod stack;
 mod stall;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use throughline_core::batch::Dropped;
-use throughline_core::exchange::Tracer;
+use throughline_core::exchange::{Tracer, Work};
 use throughline_core::settings::{Found, Settings};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -188,7 +189,10 @@ async fn serve(settings: Settings) -> Result<(), Stop> {
     sidecar.readiness.drain();
     let _ = drain.send(true);
     let requests_until = deadline - LAST_EXPORT.min(patience / 2);
+    let began = host::now();
     finish(&sidecar, listeners, requests_until).await;
+    let cut = *sidecar.cut.borrow();
+    sidecar.work(Work::Drain, began, cut.then_some("timeout"), "requests in flight were finished");
     let deadline = deadline.min(Instant::now() + LAST_EXPORT);
     let _ = stop.send(Some(deadline));
     let _ = timeout_at(deadline, export).await;

@@ -13,7 +13,9 @@ use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use throughline_core::classify::{Direction, Failure, Outcome};
 use throughline_core::events::grpc_frame::Reassembler;
-use throughline_core::exchange::{self, Destination, Exchange, RequestHead, Scheme, Wanted, looks_like_push};
+use throughline_core::exchange::{
+    self, Destination, Exchange, Mark, RequestHead, Scheme, Wanted, looks_like_push,
+};
 use tower::{Layer, Service};
 
 use crate::access_log;
@@ -21,6 +23,7 @@ use crate::conform::Explain;
 use crate::forward::{Answer, ERROR_HEADER, Gone, Tunnel};
 use crate::host::{Headers, RandomIds, now};
 use crate::messages::{self, Held, Resumed, reframe};
+use crate::moments::Moments;
 use crate::sidecar::Connection;
 use crate::stats::Side;
 
@@ -214,6 +217,8 @@ struct Live {
     connection: Arc<Connection>,
     request: Option<access_log::Request>,
     bytes_out: u64,
+    /// In `full` mode, what forwarding notes.
+    moments: Option<Moments>,
 }
 
 impl Live {
@@ -269,7 +274,12 @@ impl Live {
         };
         let exchange =
             sidecar.tracer.begin(&head, &mut Headers(request.headers_mut()), now(), &mut RandomIds);
-        Self { exchange: Some(exchange), connection: Arc::clone(connection), request: logged, bytes_out: 0 }
+        let moments = exchange.wants_marks().then(Moments::default);
+        if let Some(moments) = &moments {
+            request.extensions_mut().insert(moments.clone());
+        }
+        let connection = Arc::clone(connection);
+        Self { exchange: Some(exchange), connection, request: logged, bytes_out: 0, moments }
     }
 
     fn wanted(&self) -> Wanted {
@@ -313,6 +323,7 @@ impl Live {
 
     fn response(&mut self, status: StatusCode, headers: &mut HeaderMap) {
         if let Some(exchange) = &mut self.exchange {
+            exchange.mark(Mark::FirstByte, now());
             exchange.response(&self.connection.sidecar.tracer, status.as_u16(), &mut Headers(headers));
         }
     }
@@ -325,7 +336,10 @@ impl Live {
 
     /// Ends the exchange, the first time it is called.
     fn end(&mut self, outcome: Outcome) {
-        let Some(exchange) = self.exchange.take() else { return };
+        let Some(mut exchange) = self.exchange.take() else { return };
+        if let Some(moments) = &self.moments {
+            moments.tell(&mut exchange);
+        }
         let sidecar = &self.connection.sidecar;
         let summary = sidecar.tracer.end(exchange, outcome, now(), &mut &sidecar.spans);
         if let Some(request) = &self.request {

@@ -6,14 +6,19 @@ mod extract;
 mod head;
 mod inject;
 mod messages;
+mod phases;
 mod record;
+mod steer;
 mod tracer;
+mod work;
 
 pub use extract::Propagators;
 pub use head::{Destination, Now, RequestHead, Scheme, Version};
 pub use inject::ResponseHeaders;
 pub use messages::{EventContext, MessageNames, Wanted, looks_like_push};
+pub use phases::Mark;
 pub use tracer::{Config, Counters, RootUnsampled, Tracer};
+pub use work::{Done, Work};
 
 use crate::carrier::Carrier;
 use crate::classify::{Direction, ErrorType, GrpcStatus, Outcome, Verdict, verdict};
@@ -26,7 +31,9 @@ use crate::otlp::{Attributes, Parent};
 use crate::peer::Peer;
 use crate::sampling::Reason;
 use messages::Messaging;
+use phases::Phases;
 use record::Buffers;
+use steer::Steer;
 
 /// One request and its answer, from the first byte of the head to the last of the body. A host must `end` it,
 /// exactly once; a host that drops it leaks its place among the exchanges in flight.
@@ -34,6 +41,7 @@ use record::Buffers;
 #[must_use = "an exchange that is not ended leaves no span and keeps its place"]
 pub struct Exchange {
     direction: Direction,
+    steer: Steer,
     tracing: Tracing,
     started: Now,
     method: Method,
@@ -47,6 +55,8 @@ pub struct Exchange {
     grpc_status: Option<GrpcStatus>,
     http_status: Option<u16>,
     messaging: Option<Box<Messaging>>,
+    /// In `full` mode, what the children are made of.
+    phases: Option<Box<Phases>>,
     buffers: Box<Buffers>,
 }
 
@@ -130,6 +140,19 @@ impl Exchange {
                 inject::answer(&tracer.config.response_headers, &trace, carrier);
             }
         }
+    }
+
+    /// A moment that only the host knows.
+    pub fn mark(&mut self, mark: Mark, now: Now) {
+        if let Some(phases) = &mut self.phases {
+            phases.mark(mark, now);
+        }
+    }
+
+    /// Whether every moment is of use, not only that of the first byte.
+    #[must_use]
+    pub fn wants_marks(&self) -> bool {
+        self.phases.is_some()
     }
 
     /// The trailers arrived: gRPC's status is in them.

@@ -7,16 +7,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::extract::{Context, Invalids, Propagators, Reading, Seen};
 use super::inject::{Formats, PeerHeader, Plan, State};
 use super::messages::{EventContext, MessageNames, Messaging};
+use super::phases::Phases;
 use super::record::{self, Buffers};
+use super::steer::Steer;
 use super::{Destination, Exchange, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing};
 use crate::batch::SpanSink;
+use crate::bucket::Bucket;
 use crate::carrier::Carrier;
 use crate::classify::{Direction, Outcome, is_grpc};
-use crate::ids::{Flags, Ids, SpanId};
+use crate::ids::{Flags, Ids, SpanId, TraceId};
 use crate::in_flight::{InFlight, Inbound, Place};
 use crate::limits;
 use crate::mesh::Mesh;
 use crate::metrics::{Labels, Method, Requests};
+use crate::mode::Mode;
 use crate::names::{OTHER, TRACESTATE_KEY, attribute};
 use crate::operation::Operation;
 use crate::otlp::{Attributes, Kind, Parent, Span, link};
@@ -38,8 +42,11 @@ pub enum RootUnsampled {
 /// The settings that decide.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Whether contexts are carried and spans made. Metrics are counted either way.
+    /// Whether anything may ever be traced. If not, the mode is `off` and stays so. Metrics are counted either
+    /// way.
     pub enabled: bool,
+    /// What is traced, until the mode is changed.
+    pub mode: Mode,
     /// Whether sampled exchanges become spans (there is an exporter).
     pub recording: bool,
     /// The sampler.
@@ -108,6 +115,9 @@ pub struct Tracer {
 
 #[derive(Debug)]
 struct Shared {
+    mode: Mode,
+    /// Spans of the host's own work.
+    work: Bucket,
     in_flight: InFlight,
     routes: Routes,
     requests: Requests,
@@ -136,7 +146,7 @@ struct Belonging {
     /// Whether there were exchanges in flight that a call without context may belong to.
     in_flight: bool,
     /// The newest of them that are sampled.
-    candidates: Vec<(crate::ids::TraceId, SpanId, Flags)>,
+    candidates: Vec<(TraceId, SpanId, Flags)>,
 }
 
 impl Tracer {
@@ -145,6 +155,8 @@ impl Tracer {
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
         let shared = Shared {
+            mode: if config.enabled { config.mode } else { Mode::Off },
+            work: Bucket::new(limits::WORK_SPANS_PER_SECOND_MAX, limits::WORK_SPANS_AT_ONCE_MAX),
             in_flight: InFlight::new(seed),
             routes: Routes::new(config.routes_max, seed),
             requests: Requests::new(seed),
@@ -180,9 +192,12 @@ impl Tracer {
         if head.direction == Direction::Outbound {
             exchange.buffers.host.extend_from_slice(record::bare(head.host_and_port().0));
         }
-        if !self.config.enabled {
+        if !exchange.steer.mode.traces_exchanges() {
             exchange.operation = self.operation(&seen, &mut exchange.buffers.baggage).operation;
             return exchange;
+        }
+        if exchange.steer.mode == Mode::Full && self.config.recording {
+            exchange.phases = Some(Phases::new(ids));
         }
         exchange.messaging = Messaging::of_head(head, carrier);
         let (trace, plan) = match head.direction {
@@ -203,9 +218,13 @@ impl Tracer {
     }
 
     fn blank(&self, head: &RequestHead<'_>, now: Now) -> Exchange {
-        let buffers = self.lock().spare.pop().unwrap_or_default();
+        let (buffers, mode) = {
+            let mut shared = self.lock();
+            (shared.spare.pop(), shared.mode)
+        };
         Exchange {
             direction: head.direction,
+            steer: Steer { mode, sampler: self.config.sampler },
             tracing: Tracing::Off,
             started: now,
             method: Method::of(head.method),
@@ -217,8 +236,27 @@ impl Tracer {
             grpc_status: None,
             http_status: None,
             messaging: None,
-            buffers,
+            phases: None,
+            buffers: buffers.unwrap_or_default(),
         }
+    }
+
+    /// What is traced from here on. Exchanges that have begun go on as they began.
+    pub fn set_mode(&self, mode: Mode) {
+        if self.config.enabled {
+            self.lock().mode = mode;
+        }
+    }
+
+    /// What is traced.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.lock().mode
+    }
+
+    pub(super) fn may_tell_of_work(&self, now: Now) -> bool {
+        let mut shared = self.lock();
+        shared.mode.traces_own_work() && shared.work.take(1, now)
     }
 
     /// ARCHITECTURE.md, rule 1: the caller's context is the parent of a server span, which is the application's
@@ -238,7 +276,7 @@ impl Tracer {
         let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
         tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
 
-        let mut trace = self.continue_or_start(&reading, ids);
+        let mut trace = self.continue_or_start(exchange, &reading, ids);
         if let Some(context) = reading.context {
             erase_if_overridden(&context, &trace, &mut exchange.buffers.tracestate);
             // No phantom parents (rule 3): a mesh peer exports no span of a trace that it does not sample.
@@ -316,7 +354,7 @@ impl Tracer {
         };
         exchange.inside = inside;
 
-        let mut trace = self.continue_or_start(&reading, ids);
+        let mut trace = self.continue_or_start(exchange, &reading, ids);
         if let Some(context) = reading.context {
             self.place_under(&mut trace, &context, belonging.inbound.as_ref());
             erase_if_overridden(&context, &trace, &mut exchange.buffers.tracestate);
@@ -388,13 +426,13 @@ impl Tracer {
         Said { operation, baggage_is_whole }
     }
 
-    fn continue_or_start(&self, reading: &Reading, ids: &mut impl Ids) -> Trace {
+    fn continue_or_start(&self, exchange: &Exchange, reading: &Reading, ids: &mut impl Ids) -> Trace {
         let trace_id = reading.context.map_or_else(|| ids.trace_id(), |context| context.trace_id);
         let parent_sampled = match reading.context {
             Some(context) => context.sampled,
             None => reading.hint,
         };
-        let Decision { sampled, reason } = self.config.sampler.decide(trace_id, parent_sampled);
+        let Decision { sampled, reason } = exchange.steer.decide(trace_id, parent_sampled);
         let flags = match reading.context {
             // The random flag is copied as received when a trace goes on.
             Some(context) => context.flags.with_sampled(sampled),
@@ -498,6 +536,10 @@ impl Tracer {
                 exchange.end_messages(end_unix_nanos, verdict.status, now, sink);
                 if trace.recorded {
                     exchange.finish_attributes(status, verdict, outcome);
+                    if let Some(phases) = &exchange.phases {
+                        let broke_off = matches!(outcome, Outcome::Failed { .. });
+                        phases.hand_out(&trace, exchange.started, duration_nanos, broke_off, now, sink);
+                    }
                     let names = self.config.message_names;
                     hand_out(
                         &mut exchange,

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 
 use crate::exchange::{Config, EventContext, MessageNames, ResponseHeaders, RootUnsampled};
 use crate::mesh::{Inside, Mesh};
+use crate::mode::Mode;
 use crate::names::{VERSION, attribute};
 use crate::peer::Peer;
 use crate::redact::Query;
@@ -101,6 +102,8 @@ settings! {
             "true: contexts pass untouched and no spans are made."
         tracing_enabled: bool = "true", value::switch, "tracing-enabled", ["TRACING_ENABLED"];
             "off: the same as otel-sdk-disabled."
+        mode: Mode = "hybrid", value::mode, "mode", ["THROUGHLINE_MODE"];
+            "off (contexts pass untouched, no spans), system-only (the same, and spans of the sidecar's own work), hybrid (the sampler and what is worth keeping) or full (every exchange, with a child span for each of its phases)."
         service_name: String = "", value::text, "otel-service-name", ["OTEL_SERVICE_NAME"];
             "Name of the service. Unset: service.name of the resource attributes, else unknown_service:throughline."
         resource_attributes: Vec<(String, String)> = "", list(value::pair), "otel-resource-attributes", ["OTEL_RESOURCE_ATTRIBUTES"];
@@ -331,7 +334,8 @@ impl Settings {
         let (service, namespace) = self.service();
         Config {
             enabled: self.enabled(),
-            recording: self.traces_exporter != Exporter::None,
+            mode: self.mode,
+            recording: self.enabled() && self.traces_exporter != Exporter::None,
             sampler,
             propagators: self.propagators.propagators,
             routes: self.routes.clone(),

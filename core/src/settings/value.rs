@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::Want;
 use crate::exchange::{EventContext, MessageNames, Propagators, ResponseHeaders, RootUnsampled};
 use crate::mesh::Inside;
+use crate::mode::Mode;
 use crate::route::Pattern;
 use crate::sampling::Ratio;
 
@@ -170,6 +171,10 @@ pub(super) fn query(text: &str) -> Result<QueryMode, Want> {
 
 pub(super) fn root_unsampled(text: &str) -> Result<RootUnsampled, Want> {
     choice(text, &[("flag", RootUnsampled::Flag), ("silent", RootUnsampled::Silent)])
+}
+
+pub(super) fn mode(text: &str) -> Result<Mode, Want> {
+    Mode::parse(text).ok_or_else(|| "one of off, system-only, hybrid, full".into())
 }
 
 pub(super) fn event_context(text: &str) -> Result<EventContext, Want> {

@@ -78,6 +78,7 @@ pub(crate) const MS: u64 = 1_000_000;
 pub(crate) fn config() -> Config {
     Config {
         enabled: true,
+        mode: throughline_core::mode::Mode::Hybrid,
         recording: true,
         sampler: Sampler::ParentBased(Root::AlwaysOn),
         propagators: Propagators { tracecontext: true, baggage: true, ..Propagators::default() },

@@ -13,6 +13,8 @@ mod harness;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod modes;
+#[cfg(test)]
 mod numbers;
 #[cfg(test)]
 mod oracle;

@@ -13,6 +13,7 @@ use crate::events::pubsub_grpc::{self, SubscriptionRequest};
 use crate::events::pubsub_json;
 use crate::events::splice::Splices;
 use crate::exchange::record::Buffers;
+use crate::exchange::steer::Steer;
 use crate::exchange::tracer::Tracer;
 use crate::exchange::{Exchange, Now, Trace, Tracing};
 use crate::ids::{Flags, Ids};
@@ -29,6 +30,7 @@ pub(super) struct Desk<'a, I> {
     direction: Direction,
     pub(super) messaging: &'a mut Messaging,
     trace: &'a mut Trace,
+    steer: &'a Steer,
     operation: &'a mut Option<Operation>,
     buffers: &'a mut Buffers,
     /// The caller is a sidecar: the context in the headers is the producer's hop, and no broker's.
@@ -50,6 +52,7 @@ impl<'a, I: Ids> Desk<'a, I> {
             direction: exchange.direction,
             messaging: exchange.messaging.as_deref_mut()?,
             trace,
+            steer: &exchange.steer,
             operation: &mut exchange.operation,
             buffers: &mut exchange.buffers,
             from_sidecar: exchange.caller_is_sidecar,
@@ -342,7 +345,7 @@ impl<'a, I: Ids> Desk<'a, I> {
     /// The exchange's span becomes a child of this context.
     pub(super) fn move_to(&mut self, context: TraceParent) {
         let sampled = context.flags.sampled();
-        let decision = self.tracer.config.sampler.decide(context.trace_id, Some(sampled));
+        let decision = self.steer.decide(context.trace_id, Some(sampled));
         if decision.sampled != sampled {
             erase_probability(&mut self.buffers.tracestate);
         }
@@ -372,7 +375,6 @@ impl<'a, I: Ids> Desk<'a, I> {
         let publishes = self.direction == Direction::Outbound && !pulls;
         let exchange = self.own();
         let mut links = Vec::new();
-        let sampler = self.tracer.config.sampler;
         let producer = carried.producer();
         let (trace_id, parent, sampled, random) = match producer {
             // A publish belongs to the call's own trace where the call has one.
@@ -380,7 +382,7 @@ impl<'a, I: Ids> Desk<'a, I> {
                 if (!publishes || !self.had_context()) && !self.is_forwarded_by_sidecar(context) =>
             {
                 let parent = Parent { span_id: context.span_id, remote: true };
-                let decision = sampler.decide(context.trace_id, Some(context.flags.sampled()));
+                let decision = self.steer.decide(context.trace_id, Some(context.flags.sampled()));
                 (context.trace_id, Some(parent), decision.sampled, context.flags)
             }
             Some(_) | None if publishes || self.direction == Direction::Inbound => {
@@ -389,7 +391,7 @@ impl<'a, I: Ids> Desk<'a, I> {
             }
             Some(_) | None => {
                 let trace_id = self.ids.trace_id();
-                let decision = sampler.decide(trace_id, None);
+                let decision = self.steer.decide(trace_id, None);
                 (trace_id, None, decision.sampled, Flags::start(decision.sampled))
             }
         };

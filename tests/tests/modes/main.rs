@@ -1,0 +1,4 @@
+//! What is traced, and what is kept: modes, keep rules, and who may change them at run time.
+
+mod full;
+mod system;
