@@ -13,6 +13,8 @@ pub mod hex;
 pub mod ids;
 mod in_flight;
 mod intern;
+pub mod keep;
+mod latency;
 pub mod limits;
 pub mod mesh;
 pub mod metrics;

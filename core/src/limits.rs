@@ -62,6 +62,9 @@ pub const SPAN_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of one batch: below the 4 MiB that gRPC servers accept by default.
 pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// Routes whose own slowness is learned, at some 400 bytes each. Further ones are slow by a fixed threshold or
+/// never.
+pub const LEARNED_ROUTES_MAX: usize = 1_000;
 /// Spans of a host's own work at once, and how many come back each second: trouble must not make more trouble.
 pub const WORK_SPANS_AT_ONCE_MAX: u64 = 20;
 /// Spans of a host's own work a second.

@@ -73,6 +73,9 @@ pub mod attribute {
         PEER_NAMESPACE = "throughline.peer.namespace";
         /// Why a root span was sampled: `always_on`, `ratio`, `full`.
         SAMPLED_BY = "throughline.sampled.by";
+        /// Why the span is there although the head of its trace said no: `error`, `slow`, `operation`, `route`,
+        /// `header`, `downstream`. It was kept by this hop, so no probability is claimed for it.
+        KEEP_REASON = "throughline.keep.reason";
         /// How the exchange ended when it did not complete: `caller_gone`, `drained`.
         END = "throughline.end";
         /// Set to `operation` where the sidecar restored what the application did not forward.

@@ -141,6 +141,7 @@ mod steady {
         let config = Config {
             enabled: true,
             mode: throughline_core::mode::Mode::Hybrid,
+            keep: throughline_core::keep::Keep::default(),
             recording: true,
             sampler: Sampler::ParentBased(Root::AlwaysOn),
             propagators: Propagators { tracecontext: true, baggage: true, ..Propagators::default() },

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use throughline_core::batch::{Books, Dropped};
 use throughline_core::exchange::Tracer;
+use throughline_core::keep::KeepReason;
 use throughline_core::metrics::prometheus_value;
 use throughline_core::names::VERSION;
 
@@ -260,6 +261,11 @@ fn exchanges(text: &mut Text, tracer: &Tracer) {
         ("throughline_probes_total", "Requests of kubelet's probes, which are not traced.", counters.probes),
     ] {
         text.single(name, "counter", help, count);
+    }
+    let name = "throughline_exchanges_kept_total";
+    text.head(name, "counter", "Exchanges kept although the head said no, by reason.");
+    for (reason, count) in KeepReason::ALL.into_iter().zip(counters.kept) {
+        text.value(name, &[("reason", reason.as_str())], count);
     }
     text.head(
         "throughline_events_untouched_total",

@@ -8,6 +8,7 @@ mod inject;
 mod messages;
 mod phases;
 mod record;
+mod remember;
 mod steer;
 mod tracer;
 mod work;
@@ -24,6 +25,7 @@ use crate::carrier::Carrier;
 use crate::classify::{Direction, ErrorType, GrpcStatus, Outcome, Verdict, verdict};
 use crate::ids::{Flags, SpanId, TraceId};
 use crate::in_flight::Place;
+use crate::keep::{Keep, KeepReason};
 use crate::metrics::{Method, code_text};
 use crate::names::{attribute, header};
 use crate::operation::Operation;
@@ -55,6 +57,7 @@ pub struct Exchange {
     grpc_status: Option<GrpcStatus>,
     http_status: Option<u16>,
     messaging: Option<Box<Messaging>>,
+    keeping: Keeping,
     /// In `full` mode, what the children are made of.
     phases: Option<Box<Phases>>,
     buffers: Box<Buffers>,
@@ -71,6 +74,15 @@ enum Tracing {
     On(Trace),
 }
 
+/// What may become of an exchange that the head did not choose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Keeping {
+    /// It leaves no span.
+    Never,
+    /// It may still be kept, for certain if the head alone gave the reason.
+    Open { by_head: Option<KeepReason> },
+}
+
 /// The place of an exchange in a trace.
 #[derive(Clone, Copy, Debug)]
 struct Trace {
@@ -78,6 +90,8 @@ struct Trace {
     span_id: SpanId,
     flags: Flags,
     parent: Option<Parent>,
+    /// Whether the parent came with a message and was not sampled: nobody knows whether it is exported.
+    parent_is_doubtful: bool,
     /// Whether a span comes of it.
     recorded: bool,
     reason: Reason,
@@ -124,7 +138,7 @@ impl Exchange {
             carrier.remove(header::PEER);
         }
         if let Tracing::On(trace) = self.tracing {
-            if trace.recorded {
+            if trace.recorded || self.keeping != Keeping::Never {
                 let names = &tracer.config.capture_response_headers;
                 tracer::capture(
                     names,
@@ -187,6 +201,21 @@ impl Exchange {
             (Direction::Inbound | Direction::Outbound, _) => self.http_status,
         };
         (status, verdict(self.direction, outcome, status, self.grpc_status))
+    }
+
+    /// Why the exchange is kept although the head said no, if it is.
+    fn worth_keeping(
+        &self,
+        keep: &Keep,
+        (status, verdict): (Option<u16>, Verdict),
+        nanos: u64,
+        slow_over: Option<u64>,
+    ) -> Option<KeepReason> {
+        let Keeping::Open { by_head } = self.keeping else { return None };
+        let failed = keep.errors && (verdict.error.is_some() || status.is_some_and(|status| status >= 500));
+        let slow = slow_over.is_some_and(|limit| nanos > limit);
+        let found = [(failed, KeepReason::Error), (slow, KeepReason::Slow)];
+        found.into_iter().find_map(|(holds, reason)| holds.then_some(reason)).or(by_head)
     }
 
     /// Attributes that are known only at the end.

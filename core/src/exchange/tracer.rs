@@ -10,13 +10,14 @@ use super::messages::{EventContext, MessageNames, Messaging};
 use super::phases::Phases;
 use super::record::{self, Buffers};
 use super::steer::Steer;
-use super::{Destination, Exchange, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing};
+use super::{Destination, Exchange, Keeping, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing};
 use crate::batch::SpanSink;
 use crate::bucket::Bucket;
 use crate::carrier::Carrier;
 use crate::classify::{Direction, Outcome, is_grpc};
 use crate::ids::{Flags, Ids, SpanId, TraceId};
 use crate::in_flight::{InFlight, Inbound, Place};
+use crate::keep::{Keep, KeepReason, Learned, Slow};
 use crate::limits;
 use crate::mesh::Mesh;
 use crate::metrics::{Labels, Method, Requests};
@@ -51,6 +52,8 @@ pub struct Config {
     pub recording: bool,
     /// The sampler.
     pub sampler: Sampler,
+    /// What is kept although the head said no.
+    pub keep: Keep,
     /// Formats read and written.
     pub propagators: Propagators,
     /// Configured route patterns, first match counts.
@@ -104,6 +107,8 @@ pub struct Counters {
     pub in_flight_full: u64,
     /// Exchanges of kubelet's probes.
     pub probes: u64,
+    /// Exchanges that were kept although the head said no, in the order of [`KeepReason::ALL`].
+    pub kept: [u64; KeepReason::ALL.len()],
 }
 
 /// Shared by all exchanges of a process.
@@ -121,6 +126,8 @@ struct Shared {
     in_flight: InFlight,
     routes: Routes,
     requests: Requests,
+    /// How slow routes are, inbound and outbound.
+    learned: [Learned; 2],
     context_dropped: Vec<u64>,
     counters: Counters,
     untouched: Vec<(&'static str, u64)>,
@@ -160,6 +167,7 @@ impl Tracer {
             in_flight: InFlight::new(seed),
             routes: Routes::new(config.routes_max, seed),
             requests: Requests::new(seed),
+            learned: Default::default(),
             context_dropped: Vec::new(),
             counters: Counters::default(),
             untouched: Vec::new(),
@@ -200,11 +208,16 @@ impl Tracer {
             exchange.phases = Some(Phases::new(ids));
         }
         exchange.messaging = Messaging::of_head(head, carrier);
+        exchange.keeping = self.keeping(&exchange);
         let (trace, plan) = match head.direction {
             Direction::Inbound => self.begin_inbound(&mut exchange, head, &seen, ids),
             Direction::Outbound => self.begin_outbound(&mut exchange, head, &seen, ids),
         };
-        if trace.recorded {
+        if let Keeping::Open { by_head } = &mut exchange.keeping {
+            let operation = exchange.operation.as_ref().map(Operation::as_str);
+            *by_head = self.config.keep.by_head(operation, &exchange.buffers.route, |name| carrier.get(name));
+        }
+        if trace.recorded || exchange.keeping != Keeping::Never {
             let names = &self.config.capture_request_headers;
             capture(names, attribute::REQUEST_HEADER_PREFIX, carrier, &mut exchange.buffers.attributes);
         }
@@ -236,8 +249,31 @@ impl Tracer {
             grpc_status: None,
             http_status: None,
             messaging: None,
+            keeping: Keeping::Never,
             phases: None,
             buffers: buffers.unwrap_or_default(),
+        }
+    }
+
+    /// Whether an exchange may be kept at its end.
+    fn keeping(&self, exchange: &Exchange) -> Keeping {
+        match exchange.steer.mode {
+            Mode::Hybrid if self.config.recording => Keeping::Open { by_head: None },
+            Mode::Off | Mode::SystemOnly | Mode::Hybrid | Mode::Full => Keeping::Never,
+        }
+    }
+
+    /// What only the head knows: as attributes if there will be a span, else remembered if there may be one.
+    fn write_down(&self, exchange: &mut Exchange, head: &RequestHead<'_>, seen: &Seen<'_>, trace: &Trace) {
+        // A message may move the exchange into a sampled trace.
+        if trace.recorded || exchange.messaging.is_some() {
+            let operation = exchange.operation.as_ref();
+            record::request(&self.config, head, seen.user_agent, operation, &mut exchange.buffers);
+            if head.direction == Direction::Inbound {
+                record::peer(exchange.peer.as_ref(), &mut exchange.buffers.attributes);
+            }
+        } else if exchange.keeping != Keeping::Never {
+            exchange.buffers.remembered.fill(&self.config, head, seen);
         }
     }
 
@@ -274,21 +310,19 @@ impl Tracer {
         let said = self.operation(seen, &mut exchange.buffers.baggage);
         exchange.operation = said.operation;
         let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
-        tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
+        let held_own = tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
 
         let mut trace = self.continue_or_start(exchange, &reading, ids);
         if let Some(context) = reading.context {
             erase_if_overridden(&context, &trace, &mut exchange.buffers.tracestate);
             // No phantom parents (rule 3): a mesh peer exports no span of a trace that it does not sample.
-            let exported = context.sampled != Some(false) || exchange.peer.is_none();
+            // Nor does the sidecar of an application that copied its headers past it.
+            let from_mesh = exchange.peer.is_some() || held_own;
+            let exported = context.sampled != Some(false) || !from_mesh;
             trace.parent =
                 context.span_id.filter(|_| exported).map(|span_id| Parent { span_id, remote: true });
         }
-        // A message may move the exchange into a sampled trace: what only the head knows is written down.
-        if trace.recorded || exchange.messaging.is_some() {
-            record::request(&self.config, head, seen, exchange.operation.as_ref(), &mut exchange.buffers);
-            record::peer(exchange.peer.as_ref(), &mut exchange.buffers.attributes);
-        }
+        self.write_down(exchange, head, seen, &trace);
         let starts_unsampled = reading.context.is_none() && !trace.flags.sampled();
         let silent = match self.config.root_unsampled {
             RootUnsampled::Silent => starts_unsampled,
@@ -369,11 +403,9 @@ impl Tracer {
         if inside && restored.anything() {
             self.lock().counters.restored += 1;
         }
-        if trace.recorded || exchange.messaging.is_some() {
-            record::request(&self.config, head, seen, exchange.operation.as_ref(), &mut exchange.buffers);
-            if restored.operation {
-                Attributes::of_span(&mut exchange.buffers.attributes).text(attribute::RESTORED, b"operation");
-            }
+        self.write_down(exchange, head, seen, &trace);
+        if restored.operation {
+            Attributes::of_span(&mut exchange.buffers.attributes).text(attribute::RESTORED, b"operation");
         }
         let plan = Plan {
             formats: if inside {
@@ -443,6 +475,7 @@ impl Tracer {
             span_id: ids.span_id(),
             flags,
             parent: None,
+            parent_is_doubtful: false,
             recorded: sampled && self.config.recording,
             reason,
             in_flight: None,
@@ -514,44 +547,79 @@ impl Tracer {
     ) -> Summary {
         let (status, verdict) = exchange.verdict(outcome);
         let duration_nanos = now.nanos_since(exchange.started);
-        let summary = Summary {
-            direction: exchange.direction,
-            ids: exchange.ids(),
-            recorded: matches!(exchange.tracing, Tracing::On(Trace { recorded: true, .. })),
-            duration_nanos,
-            http_status: status,
-            error: verdict.error,
-            operation: exchange.operation,
-            ignored: matches!(exchange.tracing, Tracing::Ignored),
-        };
-        if !summary.ignored {
+        let mut recorded = false;
+        if !matches!(exchange.tracing, Tracing::Ignored) {
             let mut shared = self.lock();
             let route = shared.count(&exchange, outcome, status, verdict.error, duration_nanos);
             if let Tracing::On(trace) = exchange.tracing {
-                shared.forget(trace.in_flight, route);
                 // Only admitted routes name spans: the others would make as many names as paths.
                 let named = route != 0 && shared.routes.name(route) != OTHER;
+                let slow_over = self.slow_over(&mut shared, &exchange, route, duration_nanos);
+                shared.forget(trace.in_flight, route);
+                let verdicts = (status, verdict);
+                let kept = (!trace.recorded)
+                    .then(|| exchange.worth_keeping(&self.config.keep, verdicts, duration_nanos, slow_over))
+                    .flatten();
+                if let Some(count) = kept.and_then(|kept| shared.counters.kept.get_mut(kept as usize)) {
+                    *count += 1;
+                }
                 drop(shared);
+                recorded = trace.recorded || kept.is_some();
                 let end_unix_nanos = exchange.started.unix_nanos.saturating_add(duration_nanos);
                 exchange.end_messages(end_unix_nanos, verdict.status, now, sink);
-                if trace.recorded {
+                if recorded {
+                    self.recall(&mut exchange);
                     exchange.finish_attributes(status, verdict, outcome);
                     if let Some(phases) = &exchange.phases {
                         let broke_off = matches!(outcome, Outcome::Failed { .. });
                         phases.hand_out(&trace, exchange.started, duration_nanos, broke_off, now, sink);
                     }
                     let names = self.config.message_names;
-                    hand_out(
-                        &mut exchange,
-                        &trace,
-                        Ending { named, names, status: verdict.status, end_unix_nanos, now },
-                        sink,
-                    );
+                    let ending = Ending { named, names, kept, status: verdict.status, end_unix_nanos, now };
+                    hand_out(&mut exchange, trace, ending, sink);
                 }
             }
         }
+        let summary = Summary {
+            direction: exchange.direction,
+            ids: exchange.ids(),
+            recorded,
+            duration_nanos,
+            http_status: status,
+            error: verdict.error,
+            operation: exchange.operation,
+            ignored: matches!(exchange.tracing, Tracing::Ignored),
+        };
         self.recycle(exchange.buffers);
         summary
+    }
+
+    /// What was remembered of the head becomes attributes.
+    fn recall(&self, exchange: &mut Exchange) {
+        if !exchange.buffers.remembered.is_there() {
+            return;
+        }
+        let remembered = std::mem::take(&mut exchange.buffers.remembered);
+        if let Some((head, agent)) = remembered.head() {
+            let operation = exchange.operation.as_ref();
+            record::request(&self.config, &head, agent, operation, &mut exchange.buffers);
+            if head.direction == Direction::Inbound {
+                record::peer(exchange.peer.as_ref(), &mut exchange.buffers.attributes);
+            }
+        }
+        exchange.buffers.remembered = remembered;
+    }
+
+    /// Nanoseconds above which this exchange is slow; its route learns from it afterwards.
+    fn slow_over(&self, shared: &mut Shared, exchange: &Exchange, route: u16, nanos: u64) -> Option<u64> {
+        let fixed = self.config.keep.slow_over(&exchange.buffers.route);
+        if fixed.is_some() || self.config.keep.slow != Slow::P99 || shared.routes.name(route) == OTHER {
+            return fixed;
+        }
+        let learned = shared.learned.get_mut(exchange.direction as usize).filter(|_| route != 0)?;
+        let slow_over = learned.slow_over(route);
+        learned.record(route, nanos);
+        slow_over
     }
 
     fn recycle(&self, mut buffers: Box<Buffers>) {
@@ -830,17 +898,30 @@ struct Ending {
     /// Its route may name spans.
     named: bool,
     names: MessageNames,
+    /// Why it is there although the head said no.
+    kept: Option<KeepReason>,
     status: crate::otlp::Status,
     end_unix_nanos: u64,
     now: Now,
 }
 
-fn hand_out(exchange: &mut Exchange, trace: &Trace, ending: Ending, sink: &mut impl SpanSink) {
-    let Ending { named, names, status, end_unix_nanos, now } = ending;
+fn hand_out(exchange: &mut Exchange, mut trace: Trace, ending: Ending, sink: &mut impl SpanSink) {
+    let Ending { named, names, kept, status, end_unix_nanos, now } = ending;
+    if let Some(parent) = trace.parent.filter(|_| trace.parent_is_doubtful) {
+        trace.parent = None;
+        link(&mut exchange.buffers.links, trace.trace_id, parent.span_id, trace.flags.with_sampled(false));
+    }
+    if kept.is_some() {
+        erase_probability(&mut exchange.buffers.tracestate);
+    }
     let route = std::str::from_utf8(&exchange.buffers.route).unwrap_or_default();
     let mut attributes = Attributes::of_span(&mut exchange.buffers.attributes);
-    if trace.parent.is_none() {
-        attributes.text(attribute::SAMPLED_BY, trace.reason.as_str().as_bytes());
+    match kept {
+        Some(reason) => attributes.text(attribute::KEEP_REASON, reason.as_str().as_bytes()),
+        None if trace.parent.is_none() => {
+            attributes.text(attribute::SAMPLED_BY, trace.reason.as_str().as_bytes());
+        }
+        None => {}
     }
     let method = if exchange.method.is_known() { exchange.method.as_str() } else { "HTTP" };
     let grpc_method = route.strip_prefix('/').unwrap_or(route);

@@ -17,6 +17,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use crate::exchange::{Config, EventContext, MessageNames, ResponseHeaders, RootUnsampled};
+use crate::keep::{Keep, Slow};
 use crate::mesh::{Inside, Mesh};
 use crate::mode::Mode;
 use crate::names::{VERSION, attribute};
@@ -132,6 +133,20 @@ settings! {
             "Request headers recorded on spans. None by default: they may hold secrets."
         capture_response_headers: Vec<Box<str>> = "", list(value::header_name), "capture-response-headers", ["THROUGHLINE_CAPTURE_RESPONSE_HEADERS"];
             "Response headers recorded on spans. None by default: they may hold secrets."
+    }
+    "Keeping" {
+        keep_errors: bool = "on", value::switch, "keep-errors", ["THROUGHLINE_KEEP_ERRORS"];
+            "In hybrid mode, keep what failed although the head said no: statuses from 500, gRPC failures, whatever has an error.type."
+        keep_slow: Slow = "p99", value::slow, "keep-slow", ["THROUGHLINE_KEEP_SLOW"];
+            "Keep what took longer than so many milliseconds; p99: longer than 99 in 100 of the same route did of late (learned from 200 exchanges on); off: nothing for being slow."
+        keep_slow_routes: Vec<(Box<str>, u64)> = "", list(value::slow_route), "keep-slow-routes", ["THROUGHLINE_KEEP_SLOW_ROUTES"];
+            "Milliseconds for single routes instead: /clusters/{id}=250, separated by commas."
+        keep_operations: Vec<Box<str>> = "", list(value::operation), "keep-operations", ["THROUGHLINE_KEEP_OPERATIONS"];
+            "Keep every exchange of these operations."
+        keep_routes: Vec<Box<str>> = "", list(|text| Ok(text.into())), "keep-routes", ["THROUGHLINE_KEEP_ROUTES"];
+            "Keep every exchange of these routes, as spans name them: /clusters/{id}."
+        keep_headers: Vec<(Box<str>, Option<Box<str>>)> = "", list(value::kept_header), "keep-headers", ["THROUGHLINE_KEEP_HEADERS"];
+            "Keep every exchange whose request carries one of these headers: x-debug, or x-tenant=blue for one value."
     }
     "Messages" {
         event_context: EventContext = "rewrite", value::event_context, "cloudevents-traceparent", ["THROUGHLINE_CLOUDEVENTS_TRACEPARENT"];
@@ -337,6 +352,14 @@ impl Settings {
             mode: self.mode,
             recording: self.enabled() && self.traces_exporter != Exporter::None,
             sampler,
+            keep: Keep {
+                errors: self.keep_errors,
+                slow: self.keep_slow,
+                slow_routes: self.keep_slow_routes.clone(),
+                operations: self.keep_operations.clone(),
+                routes: self.keep_routes.clone(),
+                headers: self.keep_headers.clone(),
+            },
             propagators: self.propagators.propagators,
             routes: self.routes.clone(),
             routes_max: usize::try_from(self.routes_max).unwrap_or(usize::MAX),

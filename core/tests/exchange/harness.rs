@@ -79,6 +79,7 @@ pub(crate) fn config() -> Config {
     Config {
         enabled: true,
         mode: throughline_core::mode::Mode::Hybrid,
+        keep: throughline_core::keep::Keep::default(),
         recording: true,
         sampler: Sampler::ParentBased(Root::AlwaysOn),
         propagators: Propagators { tracecontext: true, baggage: true, ..Propagators::default() },

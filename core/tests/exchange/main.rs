@@ -13,6 +13,8 @@ mod harness;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod keep;
+#[cfg(test)]
 mod modes;
 #[cfg(test)]
 mod numbers;

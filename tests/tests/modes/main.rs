@@ -1,4 +1,5 @@
 //! What is traced, and what is kept: modes, keep rules, and who may change them at run time.
 
 mod full;
+mod keep;
 mod system;

@@ -15,7 +15,7 @@ use crate::events::splice::Splices;
 use crate::exchange::record::Buffers;
 use crate::exchange::steer::Steer;
 use crate::exchange::tracer::Tracer;
-use crate::exchange::{Exchange, Now, Trace, Tracing};
+use crate::exchange::{Exchange, Keeping, Now, Trace, Tracing};
 use crate::ids::{Flags, Ids};
 use crate::limits::{MESSAGE_LINKS_MAX, PUBSUB_ATTRIBUTES_MAX};
 use crate::names::attribute;
@@ -33,6 +33,7 @@ pub(super) struct Desk<'a, I> {
     steer: &'a Steer,
     operation: &'a mut Option<Operation>,
     buffers: &'a mut Buffers,
+    may_be_kept: bool,
     /// The caller is a sidecar: the context in the headers is the producer's hop, and no broker's.
     from_sidecar: bool,
     ids: &'a mut I,
@@ -55,6 +56,7 @@ impl<'a, I: Ids> Desk<'a, I> {
             steer: &exchange.steer,
             operation: &mut exchange.operation,
             buffers: &mut exchange.buffers,
+            may_be_kept: exchange.keeping != Keeping::Never,
             from_sidecar: exchange.caller_is_sidecar,
             ids,
             now,
@@ -270,7 +272,7 @@ impl<'a, I: Ids> Desk<'a, I> {
                 carried.delivered(self.own(), rule)
             }
         };
-        if self.trace.recorded {
+        if self.trace.recorded || self.may_be_kept {
             let (max, out) = (self.tracer.config.attribute_bytes_max, &mut self.buffers.attributes);
             describe(view, self.now, max, out);
             if let Some(event) = event {
@@ -329,7 +331,7 @@ impl<'a, I: Ids> Desk<'a, I> {
         self.link_if_elsewhere(carried.event);
         if self.operation.is_none() {
             *self.operation = carried.operation;
-            if let (Some(operation), true) = (&carried.operation, self.trace.recorded) {
+            if let (Some(operation), true) = (&carried.operation, self.trace.recorded || self.may_be_kept) {
                 let mut attributes = Attributes::of_span(&mut self.buffers.attributes);
                 attributes.text(attribute::OPERATION, operation.as_str().as_bytes());
             }
@@ -354,6 +356,7 @@ impl<'a, I: Ids> Desk<'a, I> {
         self.trace.reason = decision.reason;
         self.trace.recorded = decision.sampled && self.tracer.config.recording;
         self.trace.parent = Some(Parent { span_id: context.span_id, remote: true });
+        self.trace.parent_is_doubtful = !sampled;
     }
 
     /// Whether an event of a batch carries another trace than the call of the sidecar that forwards it: its hop
