@@ -10,6 +10,9 @@ pub mod header {
     pub const TRACE_ID: &str = "x-trace-id";
     /// How sidecars name themselves to each other; never reaches an application.
     pub const PEER: &str = "throughline-peer";
+    /// Tells a caller's sidecar, on the answer, that this exchange is kept and why, so that it keeps its own; never
+    /// reaches an application.
+    pub const KEEP: &str = "throughline-keep";
     /// Why the sidecar itself answered; set on its own answers only.
     pub const ERROR: &str = "throughline-error";
     /// The trace context of the response, as the Trace Context draft words it for browsers.

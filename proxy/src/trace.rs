@@ -202,9 +202,7 @@ where
         }
         Err(failure) => {
             // Nothing was sent yet, so the caller can be told.
-            let response = in_place_of_upstream(failure);
-            live.end(Outcome::Failed { failure, answered: Some(response.status().as_u16()) });
-            return response;
+            return live.answer_instead(failure);
         }
     };
     Response::from_parts(head, Traced::upstream(body, live, None))
@@ -323,15 +321,29 @@ impl Live {
 
     fn response(&mut self, status: StatusCode, headers: &mut HeaderMap) {
         if let Some(exchange) = &mut self.exchange {
-            exchange.mark(Mark::FirstByte, now());
+            if exchange.wants_first_byte() {
+                exchange.mark(Mark::FirstByte, now());
+            }
             exchange.response(&self.connection.sidecar.tracer, status.as_u16(), &mut Headers(headers));
         }
     }
 
     fn trailers(&mut self, trailers: &mut HeaderMap) {
         if let Some(exchange) = &mut self.exchange {
-            exchange.trailers(&Headers(trailers));
+            exchange.answer_trailers(&self.connection.sidecar.tracer, &mut Headers(trailers));
         }
+    }
+
+    /// The sidecar answers itself, and that is the end of the exchange.
+    fn answer_instead<D>(&mut self, failure: Failure) -> Response<Traced<D>> {
+        let mut response = in_place_of_upstream(failure);
+        let status = response.status().as_u16();
+        if let Some(exchange) = &mut self.exchange {
+            let tracer = &self.connection.sidecar.tracer;
+            exchange.answer_instead(tracer, failure, status, &mut Headers(response.headers_mut()));
+        }
+        self.end(Outcome::Failed { failure, answered: Some(status) });
+        response
     }
 
     /// Ends the exchange, the first time it is called.
@@ -407,12 +419,7 @@ where
                 None => Response::from_parts(head, Traced::upstream(Resumed::untouched(body), live, frames)),
             }
         }
-        Err(Gone::Upstream(failure)) => {
-            let response = in_place_of_upstream(failure);
-            let answered = Some(response.status().as_u16());
-            live.end(Outcome::Failed { failure, answered });
-            response
-        }
+        Err(Gone::Upstream(failure)) => live.answer_instead(failure),
         Err(Gone::Caller) => {
             live.end(Outcome::CallerGone);
             // Nobody reads it, but hyper wants an answer to break off with.

@@ -22,7 +22,7 @@ pub use tracer::{Config, Counters, RootUnsampled, Tracer};
 pub use work::{Done, Work};
 
 use crate::carrier::Carrier;
-use crate::classify::{Direction, ErrorType, GrpcStatus, Outcome, Verdict, verdict};
+use crate::classify::{Direction, ErrorType, Failure, GrpcStatus, Outcome, Verdict, verdict};
 use crate::ids::{Flags, SpanId, TraceId};
 use crate::in_flight::Place;
 use crate::keep::{Keep, KeepReason};
@@ -58,6 +58,14 @@ pub struct Exchange {
     http_status: Option<u16>,
     messaging: Option<Box<Messaging>>,
     keeping: Keeping,
+    /// Why it is kept, as soon as that is certain.
+    kept: Option<KeepReason>,
+    /// Whether the caller's sidecar was told that it is kept.
+    told: bool,
+    /// Whether the caller speaks HTTP/2.
+    http2: bool,
+    /// When the head of the answer was there, by the monotonic clock.
+    first_byte: Option<u64>,
     /// In `full` mode, what the children are made of.
     phases: Option<Box<Phases>>,
     buffers: Box<Buffers>,
@@ -90,12 +98,23 @@ struct Trace {
     span_id: SpanId,
     flags: Flags,
     parent: Option<Parent>,
-    /// Whether the parent came with a message and was not sampled: nobody knows whether it is exported.
-    parent_is_doubtful: bool,
+    /// Who may be the parent, if it is exported: that is not known when the exchange begins.
+    doubt: Option<Doubt>,
     /// Whether a span comes of it.
     recorded: bool,
     reason: Reason,
     in_flight: Option<Place>,
+}
+
+/// A parent that was not sampled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Doubt {
+    /// The caller's span: its sidecar exports it if it is told.
+    Caller(SpanId),
+    /// Our own inbound exchange: it is exported if it is still in flight when it is told.
+    Inbound(Place, SpanId),
+    /// The parent came with a message: nobody knows. If the span is exported it gets a link instead.
+    Message,
 }
 
 /// What an exchange turned out to be, for access logs.
@@ -147,6 +166,7 @@ impl Exchange {
                     &mut self.buffers.attributes,
                 );
             }
+            self.keep_so_far(tracer, Outcome::Complete, carrier);
             if self.direction == Direction::Inbound {
                 if self.caller_is_sidecar {
                     carrier.set(header::PEER, &tracer.config.peer_header);
@@ -156,11 +176,67 @@ impl Exchange {
         }
     }
 
+    /// The host answers in the place of an upstream that failed: adds what the caller's sidecar must know.
+    pub fn answer_instead(
+        &mut self,
+        tracer: &Tracer,
+        failure: Failure,
+        status: u16,
+        carrier: &mut impl Carrier,
+    ) {
+        if matches!(self.tracing, Tracing::On(_)) {
+            self.keep_so_far(tracer, Outcome::Failed { failure, answered: Some(status) }, carrier);
+        }
+    }
+
+    /// The trailers of the answer, where they can be changed: as [`Exchange::trailers`], and a caller's sidecar is
+    /// told of what only they said.
+    pub fn answer_trailers(&mut self, tracer: &Tracer, carrier: &mut impl Carrier) {
+        self.trailers(carrier);
+        if matches!(self.tracing, Tracing::On(_)) {
+            // HTTP/1.1 announces the fields of its trailers in the head, which is gone.
+            let late = self.http2 || self.direction == Direction::Outbound;
+            if late {
+                self.keep_so_far(tracer, Outcome::Complete, carrier);
+            }
+        }
+    }
+
+    /// Rule 4: takes what the next hop's sidecar says of keeping, judges what is known so far, and tells the
+    /// caller's sidecar, while there is still a head or a trailer to tell it by.
+    fn keep_so_far(&mut self, tracer: &Tracer, outcome: Outcome, carrier: &mut impl Carrier) {
+        let said = carrier.get(header::KEEP).is_some();
+        if said {
+            carrier.remove(header::KEEP); // an application has no say in it, nor any use for it
+        }
+        if self.kept.is_none() {
+            let said = said && self.direction == Direction::Outbound && self.inside;
+            self.kept = tracer.keep_now(self, said, outcome);
+        }
+        if let (Some(reason), false) = (self.kept, self.told)
+            && self.direction == Direction::Inbound
+            && self.caller_is_sidecar
+        {
+            carrier.set(header::KEEP, reason.as_str().as_bytes());
+            self.told = true;
+        }
+    }
+
     /// A moment that only the host knows.
     pub fn mark(&mut self, mark: Mark, now: Now) {
+        if mark == Mark::FirstByte {
+            self.first_byte.get_or_insert(now.mono_nanos);
+        }
         if let Some(phases) = &mut self.phases {
             phases.mark(mark, now);
         }
+    }
+
+    /// Whether the moment of the first byte is of use.
+    #[must_use]
+    pub fn wants_first_byte(&self) -> bool {
+        let open = || matches!(self.tracing, Tracing::On(Trace { recorded: false, .. }));
+        self.phases.is_some() || (self.keeping != Keeping::Never && open())
     }
 
     /// Whether every moment is of use, not only that of the first byte.
@@ -201,6 +277,11 @@ impl Exchange {
             (Direction::Inbound | Direction::Outbound, _) => self.http_status,
         };
         (status, verdict(self.direction, outcome, status, self.grpc_status))
+    }
+
+    /// Whether the head's no may still be overruled.
+    fn may_be_kept(&self, trace: &Trace) -> bool {
+        !trace.recorded && self.keeping != Keeping::Never
     }
 
     /// Why the exchange is kept although the head said no, if it is.

@@ -10,7 +10,9 @@ use super::messages::{EventContext, MessageNames, Messaging};
 use super::phases::Phases;
 use super::record::{self, Buffers};
 use super::steer::Steer;
-use super::{Destination, Exchange, Keeping, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing};
+use super::{
+    Destination, Doubt, Exchange, Keeping, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing,
+};
 use crate::batch::SpanSink;
 use crate::bucket::Bucket;
 use crate::carrier::Carrier;
@@ -150,6 +152,7 @@ struct Said {
 #[derive(Debug, Default)]
 struct Belonging {
     inbound: Option<Inbound>,
+    place: Option<Place>,
     /// Whether there were exchanges in flight that a call without context may belong to.
     in_flight: bool,
     /// The newest of them that are sampled.
@@ -250,6 +253,10 @@ impl Tracer {
             http_status: None,
             messaging: None,
             keeping: Keeping::Never,
+            kept: None,
+            told: false,
+            http2: head.version == super::Version::Http2,
+            first_byte: None,
             phases: None,
             buffers: buffers.unwrap_or_default(),
         }
@@ -321,6 +328,9 @@ impl Tracer {
             let exported = context.sampled != Some(false) || !from_mesh;
             trace.parent =
                 context.span_id.filter(|_| exported).map(|span_id| Parent { span_id, remote: true });
+            if !exported && exchange.caller_is_sidecar {
+                trace.doubt = context.span_id.map(Doubt::Caller);
+            }
         }
         self.write_down(exchange, head, seen, &trace);
         let starts_unsampled = reading.context.is_none() && !trace.flags.sampled();
@@ -334,6 +344,7 @@ impl Tracer {
             span_id: trace.span_id,
             flags: trace.flags,
             operation: exchange.operation,
+            kept: false,
             luggage: record::luggage(&mut exchange.buffers),
             calls_with_context: 0,
             calls_without_context: 0,
@@ -390,7 +401,7 @@ impl Tracer {
 
         let mut trace = self.continue_or_start(exchange, &reading, ids);
         if let Some(context) = reading.context {
-            self.place_under(&mut trace, &context, belonging.inbound.as_ref());
+            self.place_under(&mut trace, &context, &belonging);
             erase_if_overridden(&context, &trace, &mut exchange.buffers.tracestate);
         }
         for (trace_id, span_id, flags) in &belonging.candidates {
@@ -475,7 +486,7 @@ impl Tracer {
             span_id: ids.span_id(),
             flags,
             parent: None,
-            parent_is_doubtful: false,
+            doubt: None,
             recorded: sampled && self.config.recording,
             reason,
             in_flight: None,
@@ -484,20 +495,22 @@ impl Tracer {
 
     /// Finds the client span's parent and, where the application's own SDK did not sample, follows our own
     /// inbound decision instead (rules 2 and 3).
-    fn place_under(&self, trace: &mut Trace, context: &Context, inbound: Option<&Inbound>) {
+    fn place_under(&self, trace: &mut Trace, context: &Context, belonging: &Belonging) {
         let by_application = context.span_id.map(|span_id| Parent { span_id, remote: true });
         if context.sampled != Some(false) {
             trace.parent = by_application;
             return;
         }
-        let Some(inbound) = inbound else { return };
+        let Some(inbound) = &belonging.inbound else { return };
         let is_ours = context.span_id == Some(inbound.span_id);
         if !is_ours && inbound.flags.sampled() && trace.reason == Reason::Parent {
             trace.flags = trace.flags.with_sampled(true);
             trace.recorded = self.config.recording;
         }
-        if inbound.flags.sampled() {
+        if inbound.flags.sampled() || inbound.kept {
             trace.parent = Some(Parent { span_id: inbound.span_id, remote: false });
+        } else {
+            trace.doubt = belonging.place.map(|place| Doubt::Inbound(place, inbound.span_id));
         }
     }
 
@@ -506,9 +519,11 @@ impl Tracer {
         shared.count_invalid(reading.invalid, state_ok);
         let mut belonging = Belonging::default();
         if let Some(context) = reading.context {
-            if let Some(inbound) = shared.in_flight.find(context.trace_id, named.or(context.span_id)) {
+            if let Some((place, inbound)) = shared.in_flight.find(context.trace_id, named.or(context.span_id))
+            {
                 inbound.calls_with_context = inbound.calls_with_context.saturating_add(1);
                 belonging.inbound = Some(inbound.clone());
+                belonging.place = Some(place);
             }
             return belonging;
         }
@@ -551,19 +566,26 @@ impl Tracer {
         if !matches!(exchange.tracing, Tracing::Ignored) {
             let mut shared = self.lock();
             let route = shared.count(&exchange, outcome, status, verdict.error, duration_nanos);
-            if let Tracing::On(trace) = exchange.tracing {
+            if let Tracing::On(mut trace) = exchange.tracing {
                 // Only admitted routes name spans: the others would make as many names as paths.
                 let named = route != 0 && shared.routes.name(route) != OTHER;
                 let slow_over = self.slow_over(&mut shared, &exchange, route, duration_nanos);
-                shared.forget(trace.in_flight, route);
-                let verdicts = (status, verdict);
-                let kept = (!trace.recorded)
-                    .then(|| exchange.worth_keeping(&self.config.keep, verdicts, duration_nanos, slow_over))
-                    .flatten();
-                if let Some(count) = kept.and_then(|kept| shared.counters.kept.get_mut(kept as usize)) {
-                    *count += 1;
+                let waited_for_kept = shared.forget(trace.in_flight, route);
+                if exchange.kept.is_none() && exchange.may_be_kept(&trace) {
+                    let verdicts = (status, verdict);
+                    let own = exchange.worth_keeping(&self.config.keep, verdicts, duration_nanos, slow_over);
+                    let kept = if waited_for_kept { Some(KeepReason::Downstream) } else { own };
+                    exchange.kept = shared.keep(kept, &mut trace);
                 }
+                let kept = exchange.kept;
                 drop(shared);
+                // A caller that hung up may not have read that it should keep its own span.
+                if let Some(Doubt::Caller(span_id)) = trace.doubt
+                    && exchange.told
+                    && outcome != Outcome::CallerGone
+                {
+                    trace.parent = Some(Parent { span_id, remote: true });
+                }
                 recorded = trace.recorded || kept.is_some();
                 let end_unix_nanos = exchange.started.unix_nanos.saturating_add(duration_nanos);
                 exchange.end_messages(end_unix_nanos, verdict.status, now, sink);
@@ -592,6 +614,41 @@ impl Tracer {
         };
         self.recycle(exchange.buffers);
         summary
+    }
+
+    /// Whether an exchange is kept by what is known so far, and why; `said` by the sidecar of the next hop.
+    pub(super) fn keep_now(
+        &self,
+        exchange: &mut Exchange,
+        said: bool,
+        outcome: Outcome,
+    ) -> Option<KeepReason> {
+        let Tracing::On(mut trace) = exchange.tracing else { return None };
+        let tells = exchange.direction == Direction::Outbound || exchange.caller_is_sidecar;
+        if !tells || !exchange.may_be_kept(&trace) {
+            return None; // the end is soon enough
+        }
+        let verdicts = exchange.verdict(outcome);
+        let nanos = exchange.first_byte.map_or(0, |at| at.saturating_sub(exchange.started.mono_nanos));
+        let fixed = self.config.keep.slow_over(&exchange.buffers.route);
+        let mut reason = exchange.worth_keeping(&self.config.keep, verdicts, nanos, fixed);
+        if said {
+            reason = Some(KeepReason::Downstream);
+        }
+        if reason.is_none() && exchange.direction == Direction::Outbound {
+            return None;
+        }
+        let mut shared = self.lock();
+        if reason.is_none() {
+            let waited_for_kept = trace.in_flight.is_some_and(|place| shared.in_flight.is_kept(place));
+            let learned = fixed.is_none() && shared.learned_over(exchange).is_some_and(|over| nanos > over);
+            let found = [(waited_for_kept, KeepReason::Downstream), (learned, KeepReason::Slow)];
+            reason = found.into_iter().find_map(|(holds, reason)| holds.then_some(reason));
+        }
+        let kept = shared.keep(reason, &mut trace);
+        drop(shared);
+        exchange.tracing = Tracing::On(trace);
+        kept
     }
 
     /// What was remembered of the head becomes attributes.
@@ -643,6 +700,7 @@ impl Tracer {
         let mut shared = self.lock();
         // An application that was to be told nothing was not remembered; a message's trace it is told of.
         let before = trace.in_flight.and_then(|place| shared.in_flight.remove(place));
+        let kept = before.as_ref().is_some_and(|before| before.kept);
         let (calls_with_context, calls_without_context) =
             before.map_or((0, 0), |before| (before.calls_with_context, before.calls_without_context));
         let Trace { trace_id, span_id, flags, .. } = *trace;
@@ -651,6 +709,7 @@ impl Tracer {
             span_id,
             flags,
             operation,
+            kept,
             luggage,
             calls_with_context,
             calls_without_context,
@@ -737,6 +796,12 @@ impl Shared {
         counters.invalid_tracestate += u64::from(!state_ok);
     }
 
+    /// Nanoseconds above which the exchange's route is slow, as learned.
+    fn learned_over(&self, exchange: &Exchange) -> Option<u64> {
+        let route = self.routes.known(&exchange.buffers.route)?;
+        self.learned.get(exchange.direction as usize)?.slow_over(route)
+    }
+
     fn count(
         &mut self,
         exchange: &Exchange,
@@ -766,10 +831,10 @@ impl Shared {
         route
     }
 
-    /// An inbound exchange leaves the table. Calls without context, and none with one: the application drops
-    /// it on this route.
-    fn forget(&mut self, place: Option<Place>, route: u16) {
-        let Some(inbound) = place.and_then(|place| self.in_flight.remove(place)) else { return };
+    /// An inbound exchange leaves the table; says whether one that it waited for was kept. Calls without context,
+    /// and none with one: the application drops it on this route.
+    fn forget(&mut self, place: Option<Place>, route: u16) -> bool {
+        let Some(inbound) = place.and_then(|place| self.in_flight.remove(place)) else { return false };
         if inbound.calls_without_context > 0 && inbound.calls_with_context == 0 {
             let number = usize::from(route);
             if self.context_dropped.len() <= number {
@@ -779,6 +844,23 @@ impl Shared {
                 *count += 1;
             }
         }
+        inbound.kept
+    }
+
+    /// Counts what is kept, and tells the inbound exchange that waits for it. One that is over already can't be
+    /// told: then it is no parent either.
+    fn keep(&mut self, reason: Option<KeepReason>, trace: &mut Trace) -> Option<KeepReason> {
+        let reason = reason?;
+        if let Some(count) = self.counters.kept.get_mut(reason as usize) {
+            *count += 1;
+        }
+        if let Some(Doubt::Inbound(place, span_id)) = trace.doubt
+            && self.in_flight.keep(place, span_id)
+        {
+            trace.parent = Some(Parent { span_id, remote: false });
+            trace.doubt = None;
+        }
+        Some(reason)
     }
 }
 
@@ -907,7 +989,7 @@ struct Ending {
 
 fn hand_out(exchange: &mut Exchange, mut trace: Trace, ending: Ending, sink: &mut impl SpanSink) {
     let Ending { named, names, kept, status, end_unix_nanos, now } = ending;
-    if let Some(parent) = trace.parent.filter(|_| trace.parent_is_doubtful) {
+    if let Some(parent) = trace.parent.filter(|_| trace.doubt == Some(Doubt::Message)) {
         trace.parent = None;
         link(&mut exchange.buffers.links, trace.trace_id, parent.span_id, trace.flags.with_sampled(false));
     }

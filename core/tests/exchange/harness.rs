@@ -137,6 +137,11 @@ impl World {
         Self::with(|_| {})
     }
 
+    /// Span ids from here on, so that those of two processes differ.
+    pub(crate) fn ids_after(&mut self, number: u64) {
+        self.ids.spans = number;
+    }
+
     pub(crate) fn begin(&mut self, head: &RequestHead<'_>, headers: &mut Headers) -> Exchange {
         self.tracer.begin(head, headers, self.now, &mut self.ids)
     }

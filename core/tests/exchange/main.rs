@@ -24,3 +24,5 @@ mod oracle;
 mod peers;
 #[cfg(test)]
 mod restoring;
+#[cfg(test)]
+mod travel;

@@ -3,3 +3,4 @@
 mod full;
 mod keep;
 mod system;
+mod travel;

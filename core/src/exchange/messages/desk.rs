@@ -15,7 +15,7 @@ use crate::events::splice::Splices;
 use crate::exchange::record::Buffers;
 use crate::exchange::steer::Steer;
 use crate::exchange::tracer::Tracer;
-use crate::exchange::{Exchange, Keeping, Now, Trace, Tracing};
+use crate::exchange::{Doubt, Exchange, Keeping, Now, Trace, Tracing};
 use crate::ids::{Flags, Ids};
 use crate::limits::{MESSAGE_LINKS_MAX, PUBSUB_ATTRIBUTES_MAX};
 use crate::names::attribute;
@@ -258,8 +258,12 @@ impl<'a, I: Ids> Desk<'a, I> {
         self.messaging.single = true;
         self.name_after(event);
         if self.from_sidecar && !self.messaging.is_pubsub() && carried.hop.is_none() {
-            let Trace { trace_id, flags, parent, .. } = *self.trace;
-            carried.hop = parent.map(|parent| TraceParent { trace_id, span_id: parent.span_id, flags });
+            let Trace { trace_id, flags, parent, doubt, .. } = *self.trace;
+            let span_id = match doubt {
+                Some(Doubt::Caller(span_id)) => Some(span_id),
+                Some(Doubt::Inbound(..) | Doubt::Message) | None => parent.map(|parent| parent.span_id),
+            };
+            carried.hop = span_id.map(|span_id| TraceParent { trace_id, span_id, flags });
         }
         let rule = self.tracer.config.event_context;
         let edits = match self.direction {
@@ -355,8 +359,11 @@ impl<'a, I: Ids> Desk<'a, I> {
         self.trace.flags = context.flags.with_sampled(decision.sampled);
         self.trace.reason = decision.reason;
         self.trace.recorded = decision.sampled && self.tracer.config.recording;
+        if self.trace.doubt == Some(Doubt::Caller(context.span_id)) {
+            return; // it came by a call: the caller's sidecar can be told
+        }
         self.trace.parent = Some(Parent { span_id: context.span_id, remote: true });
-        self.trace.parent_is_doubtful = !sampled;
+        self.trace.doubt = (!sampled).then_some(Doubt::Message);
     }
 
     /// Whether an event of a batch carries another trace than the call of the sidecar that forwards it: its hop
