@@ -6,7 +6,7 @@ const NANOS: u64 = 1_000_000_000;
 
 /// Tokens that come back with time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bucket {
+pub struct Bucket {
     per_second: u64,
     /// Tokens at the most, in billionths; so `per_second` tokens come back in a second without a division.
     most: i64,
@@ -16,13 +16,14 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     /// A full bucket. `at_once` is how many may be taken at one moment.
-    pub(crate) fn new(per_second: u64, at_once: u64) -> Self {
+    #[must_use]
+    pub fn new(per_second: u64, at_once: u64) -> Self {
         let most = i64::try_from(at_once.saturating_mul(NANOS)).unwrap_or(i64::MAX / 4).min(i64::MAX / 4);
         Self { per_second, most, level: most, seen_mono_nanos: 0 }
     }
 
     /// Takes `tokens` if they are there.
-    pub(crate) fn take(&mut self, tokens: u64, now: Now) -> bool {
+    pub fn take(&mut self, tokens: u64, now: Now) -> bool {
         self.refill(now);
         let wanted = billionths(tokens);
         if self.level < wanted {

@@ -3,9 +3,10 @@
 //! [`exchange::Tracer`]. Builds for `wasm32-wasip1`.
 
 pub mod batch;
-mod bucket;
+pub mod bucket;
 pub mod carrier;
 pub mod classify;
+pub mod control;
 pub mod events;
 pub mod exchange;
 mod hash;

@@ -15,6 +15,11 @@ pub struct Ratio {
 const RANDOM_VALUES: f64 = 72_057_594_037_927_936.0; // 2^56
 
 impl Ratio {
+    /// Everything.
+    pub const ONE: Self = Self { probability: 1.0, threshold: 0 };
+    /// Nothing.
+    pub const ZERO: Self = Self { probability: 0.0, threshold: 1 << 56 };
+
     /// `None` unless it is a number from 0 to 1.
     #[must_use]
     pub fn new(probability: f64) -> Option<Self> {
@@ -30,7 +35,7 @@ impl Ratio {
         self.probability
     }
 
-    fn samples(self, trace_id: TraceId) -> bool {
+    pub(crate) fn samples(self, trace_id: TraceId) -> bool {
         trace_id.low_56() >= self.threshold
     }
 }
@@ -68,6 +73,8 @@ pub enum Reason {
     Ratio,
     /// The mode is `full`.
     Full,
+    /// A rule that an operator switched on for a while.
+    OnDemand,
 }
 
 impl Reason {
@@ -80,6 +87,7 @@ impl Reason {
             Self::AlwaysOff => "always_off",
             Self::Ratio => "ratio",
             Self::Full => "full",
+            Self::OnDemand => "on_demand",
         }
     }
 }

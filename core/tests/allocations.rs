@@ -141,6 +141,7 @@ mod steady {
         let config = Config {
             enabled: true,
             mode: throughline_core::mode::Mode::Hybrid,
+            service: "orders".to_owned(),
             keep: throughline_core::keep::Keep::default(),
             recording: true,
             sampler: Sampler::ParentBased(Root::AlwaysOn),

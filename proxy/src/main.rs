@@ -4,6 +4,7 @@ mod access_log;
 mod admin;
 mod args;
 mod conform;
+mod control;
 mod export;
 mod forward;
 mod host;
@@ -159,8 +160,14 @@ async fn serve(settings: Settings) -> Result<(), Stop> {
         cut: watch::Sender::new(false),
         tunnels: Semaphore::new(sidecar::TUNNELS_MAX as usize),
         holding: Semaphore::new(sidecar::HELD_KIB_MAX),
+        control_calls: control::Calls::default(),
         settings,
     });
+    // Before the first request: it is decided by what the file says already.
+    if let Some(mut watched) = control::Watched::new(&sidecar.settings.control_file) {
+        watched.look(&sidecar);
+        tokio::spawn(watched.watch(Arc::clone(&sidecar)));
+    }
     let addresses = Addresses::of(&bound);
     let (drain, draining) = watch::channel(false);
     let (stop, stopping) = watch::channel(None);

@@ -31,6 +31,8 @@ pub(crate) struct Sidecar {
     pub(crate) tunnels: Semaphore,
     /// KiB of bodies that may still be held.
     pub(crate) holding: Semaphore,
+    /// Changes of tracing by calls.
+    pub(crate) control_calls: crate::control::Calls,
 }
 
 /// KiB of bodies held at once, all requests together: what is beyond streams through untouched.

@@ -7,7 +7,10 @@ use throughline_core::batch::{Books, Dropped};
 use throughline_core::exchange::Tracer;
 use throughline_core::keep::KeepReason;
 use throughline_core::metrics::prometheus_value;
+use throughline_core::mode::Mode;
 use throughline_core::names::VERSION;
+
+use crate::host::now;
 
 /// Which listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -156,6 +159,7 @@ impl Stats {
         text.head("throughline_build_info", "gauge", "Version of this sidecar.");
         text.value("throughline_build_info", &[("version", VERSION)], 1);
         spans(&mut text, books);
+        sampling(&mut text, tracer);
         exchanges(&mut text, tracer);
         self.connections(&mut text);
         self.exports(&mut text);
@@ -223,6 +227,22 @@ fn spans(text: &mut Text, books: Books) {
     for (reason, count) in Dropped::ALL.into_iter().zip(books.dropped) {
         text.value("throughline_spans_dropped_total", &[("reason", reason.as_str())], count);
     }
+}
+
+/// What decides at this moment.
+fn sampling(text: &mut Text, tracer: &Tracer) {
+    let (name, mode) = ("throughline_tracing_mode", tracer.mode());
+    text.head(name, "gauge", "1 for the mode that holds.");
+    for known in Mode::ALL {
+        text.value(name, &[("mode", known.as_str())], u64::from(known == mode));
+    }
+    let (name, rate) = ("throughline_sampling_base_rate", tracer.base_rate().probability());
+    text.head(name, "gauge", "Share of new traces that the sampler takes.");
+    let _ = writeln!(text.0, "{name} {rate}");
+    let (name, help) = ("throughline_on_demand_rules_active", "On-demand rules that have not ended.");
+    text.single(name, "gauge", help, tracer.rules_active(now()) as u64);
+    let (name, help) = ("throughline_exchanges_recorded_total", "Exchanges that became spans.");
+    text.single(name, "counter", help, tracer.counters().recorded);
 }
 
 fn exchanges(text: &mut Text, tracer: &Tracer) {

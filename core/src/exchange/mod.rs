@@ -213,11 +213,22 @@ impl Exchange {
             let said = said && self.direction == Direction::Outbound && self.inside;
             self.kept = tracer.keep_now(self, said, outcome);
         }
-        if let (Some(reason), false) = (self.kept, self.told)
+        // What an operator asked for is worth the whole way to it, as what is kept is.
+        let by_rule = matches!(
+            self.tracing,
+            Tracing::On(Trace {
+                recorded: true,
+                reason: Reason::OnDemand,
+                doubt: Some(Doubt::Caller(_)),
+                ..
+            })
+        );
+        let reason = self.kept.map(KeepReason::as_str).or(by_rule.then_some(Reason::OnDemand.as_str()));
+        if let (Some(reason), false) = (reason, self.told)
             && self.direction == Direction::Inbound
             && self.caller_is_sidecar
         {
-            carrier.set(header::KEEP, reason.as_str().as_bytes());
+            carrier.set(header::KEEP, reason.as_bytes());
             self.told = true;
         }
     }

@@ -13,10 +13,11 @@ use super::steer::Steer;
 use super::{
     Destination, Doubt, Exchange, Keeping, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing,
 };
-use crate::batch::SpanSink;
+use crate::batch::{Books, Dropped, SpanSink};
 use crate::bucket::Bucket;
 use crate::carrier::Carrier;
 use crate::classify::{Direction, Outcome, is_grpc};
+use crate::control::{Control, Enabled, Value};
 use crate::ids::{Flags, Ids, SpanId, TraceId};
 use crate::in_flight::{InFlight, Inbound, Place};
 use crate::keep::{Keep, KeepReason, Learned, Slow};
@@ -31,7 +32,8 @@ use crate::peer::Peer;
 use crate::propagation::{baggage, tracestate};
 use crate::redact::Query;
 use crate::route::{Pattern, Routes, template};
-use crate::sampling::{Decision, Reason, Sampler, erase_probability};
+use crate::sampling::{Decision, Ratio, Reason, Sampler, erase_probability};
+use crate::settings::Mistake;
 
 /// What the application gets when we start a trace and decide not to sample it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +54,8 @@ pub struct Config {
     pub mode: Mode,
     /// Whether sampled exchanges become spans (there is an exporter).
     pub recording: bool,
+    /// The name of the service, which rules may be about.
+    pub service: String,
     /// The sampler.
     pub sampler: Sampler,
     /// What is kept although the head said no.
@@ -109,6 +113,8 @@ pub struct Counters {
     pub in_flight_full: u64,
     /// Exchanges of kubelet's probes.
     pub probes: u64,
+    /// Exchanges that became spans.
+    pub recorded: u64,
     /// Exchanges that were kept although the head said no, in the order of [`KeepReason::ALL`].
     pub kept: [u64; KeepReason::ALL.len()],
 }
@@ -122,7 +128,7 @@ pub struct Tracer {
 
 #[derive(Debug)]
 struct Shared {
-    mode: Mode,
+    control: Control,
     /// Spans of the host's own work.
     work: Bucket,
     in_flight: InFlight,
@@ -165,7 +171,7 @@ impl Tracer {
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
         let shared = Shared {
-            mode: if config.enabled { config.mode } else { Mode::Off },
+            control: Control::new(config.enabled, config.mode, config.sampler, &config.service),
             work: Bucket::new(limits::WORK_SPANS_PER_SECOND_MAX, limits::WORK_SPANS_AT_ONCE_MAX),
             in_flight: InFlight::new(seed),
             routes: Routes::new(config.routes_max, seed),
@@ -212,6 +218,7 @@ impl Tracer {
         }
         exchange.messaging = Messaging::of_head(head, carrier);
         exchange.keeping = self.keeping(&exchange);
+        exchange.steer.look_at(|name| carrier.get(name));
         let (trace, plan) = match head.direction {
             Direction::Inbound => self.begin_inbound(&mut exchange, head, &seen, ids),
             Direction::Outbound => self.begin_outbound(&mut exchange, head, &seen, ids),
@@ -234,13 +241,15 @@ impl Tracer {
     }
 
     fn blank(&self, head: &RequestHead<'_>, now: Now) -> Exchange {
-        let (buffers, mode) = {
+        let (buffers, steer) = {
             let mut shared = self.lock();
-            (shared.spare.pop(), shared.mode)
+            let Shared { control, .. } = &*shared;
+            let steer = Steer::new(control.mode(), control.sampler(), control.rules(), now);
+            (shared.spare.pop(), steer)
         };
         Exchange {
             direction: head.direction,
-            steer: Steer { mode, sampler: self.config.sampler },
+            steer,
             tracing: Tracing::Off,
             started: now,
             method: Method::of(head.method),
@@ -286,20 +295,93 @@ impl Tracer {
 
     /// What is traced from here on. Exchanges that have begun go on as they began.
     pub fn set_mode(&self, mode: Mode) {
-        if self.config.enabled {
-            self.lock().mode = mode;
-        }
+        self.lock().control.set_mode(mode);
+    }
+
+    /// Samples what a rule is about for a while: `{source_id, operation | route | service | header, rate,
+    /// duration}`.
+    ///
+    /// # Errors
+    /// Every mistake of the wish.
+    pub fn enable(&self, wish: &Value, now: Now) -> Result<Enabled, Vec<Mistake>> {
+        self.lock().control.enable(wish, unix_seconds(now))
+    }
+
+    /// Ends a rule: `{source_id}`, or what it is about; `{all: true}` ends all that were enabled by calls. Says how
+    /// many there were.
+    ///
+    /// # Errors
+    /// Every mistake of the wish.
+    pub fn disable(&self, wish: &Value, now: Now) -> Result<usize, Vec<Mistake>> {
+        self.lock().control.disable(wish, unix_seconds(now))
+    }
+
+    /// Changes mode and base rate: `{mode, base_rate}`; with `null` they are again what the document or the settings
+    /// say.
+    ///
+    /// # Errors
+    /// Every mistake of the wish.
+    pub fn change(&self, wish: &Value) -> Result<(), Vec<Mistake>> {
+        self.lock().control.change(wish)
+    }
+
+    /// Takes over a whole document: `{mode, base_rate, rules}`, such as [`Tracer::status`] of another host is one.
+    /// Says whether anything changed.
+    ///
+    /// # Errors
+    /// Every mistake of the document; the last good one stays.
+    pub fn control(&self, document: &Value, now: Now) -> Result<bool, Vec<Mistake>> {
+        self.lock().control.apply(document, unix_seconds(now))
+    }
+
+    /// Mode, base rate and rules as the document that [`Tracer::control`] reads, and what happened so far beside
+    /// them, as JSON.
+    #[must_use]
+    pub fn status(&self, now: Now, books: Books) -> String {
+        let shared = self.lock();
+        let named = |rows: &[(&str, u64)]| {
+            let rows: Vec<String> = rows.iter().map(|(key, count)| format!("\"{key}\":{count}")).collect();
+            format!("{{{}}}", rows.join(","))
+        };
+        let Counters { recorded, kept, .. } = shared.counters;
+        let kept: Vec<_> = KeepReason::ALL.iter().map(|reason| reason.as_str()).zip(kept).collect();
+        let dropped: Vec<_> = Dropped::ALL.iter().map(|reason| reason.as_str()).zip(books.dropped).collect();
+        let mut service = Vec::new();
+        crate::events::json::write_string(&self.config.service, &mut service);
+        let status = format!(
+            "{{\"service\":{},\"unix_seconds\":{},\"exchanges_recorded\":{recorded},\"exchanges_kept\":{},\
+             \"spans\":{},\"spans_dropped\":{},\"in_flight\":{}}}",
+            String::from_utf8_lossy(&service),
+            unix_seconds(now),
+            named(&kept),
+            named(&[("created", books.created), ("exported", books.exported), ("held", books.held)]),
+            named(&dropped),
+            shared.in_flight.len(),
+        );
+        shared.control.json(unix_seconds(now), &status)
+    }
+
+    /// The share of traces that the sampler takes.
+    #[must_use]
+    pub fn base_rate(&self) -> Ratio {
+        self.lock().control.base_rate()
+    }
+
+    /// On-demand rules that have not ended.
+    #[must_use]
+    pub fn rules_active(&self, now: Now) -> usize {
+        self.lock().control.active(unix_seconds(now)).count()
     }
 
     /// What is traced.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.lock().mode
+        self.lock().control.mode()
     }
 
     pub(super) fn may_tell_of_work(&self, now: Now) -> bool {
         let mut shared = self.lock();
-        shared.mode.traces_own_work() && shared.work.take(1, now)
+        shared.control.mode().traces_own_work() && shared.work.take(1, now)
     }
 
     /// ARCHITECTURE.md, rule 1: the caller's context is the parent of a server span, which is the application's
@@ -317,6 +399,7 @@ impl Tracer {
         let said = self.operation(seen, &mut exchange.buffers.baggage);
         exchange.operation = said.operation;
         let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
+        exchange.steer.find_rules(exchange.operation.as_ref(), &exchange.buffers.route);
         let held_own = tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
 
         let mut trace = self.continue_or_start(exchange, &reading, ids);
@@ -399,6 +482,9 @@ impl Tracer {
         };
         exchange.inside = inside;
 
+        let inbound_operation = belonging.inbound.as_ref().and_then(|inbound| inbound.operation.as_ref());
+        let operation = exchange.operation.as_ref().or(inbound_operation);
+        exchange.steer.find_rules(operation, &exchange.buffers.route);
         let mut trace = self.continue_or_start(exchange, &reading, ids);
         if let Some(context) = reading.context {
             self.place_under(&mut trace, &context, &belonging);
@@ -512,6 +598,10 @@ impl Tracer {
         } else {
             trace.doubt = belonging.place.map(|place| Doubt::Inbound(place, inbound.span_id));
         }
+        // What an operator asked for is worth the whole way to it, as what is kept is.
+        if trace.recorded && trace.reason == Reason::OnDemand {
+            self.lock().tell_inbound(trace);
+        }
     }
 
     fn belonging(&self, reading: &Reading, named: Option<SpanId>, state_ok: bool) -> Belonging {
@@ -578,6 +668,8 @@ impl Tracer {
                     exchange.kept = shared.keep(kept, &mut trace);
                 }
                 let kept = exchange.kept;
+                recorded = trace.recorded || kept.is_some();
+                shared.counters.recorded += u64::from(recorded);
                 drop(shared);
                 // A caller that hung up may not have read that it should keep its own span.
                 if let Some(Doubt::Caller(span_id)) = trace.doubt
@@ -586,7 +678,6 @@ impl Tracer {
                 {
                     trace.parent = Some(Parent { span_id, remote: true });
                 }
-                recorded = trace.recorded || kept.is_some();
                 let end_unix_nanos = exchange.started.unix_nanos.saturating_add(duration_nanos);
                 exchange.end_messages(end_unix_nanos, verdict.status, now, sink);
                 if recorded {
@@ -854,14 +945,22 @@ impl Shared {
         if let Some(count) = self.counters.kept.get_mut(reason as usize) {
             *count += 1;
         }
+        self.tell_inbound(trace);
+        Some(reason)
+    }
+
+    fn tell_inbound(&mut self, trace: &mut Trace) {
         if let Some(Doubt::Inbound(place, span_id)) = trace.doubt
             && self.in_flight.keep(place, span_id)
         {
             trace.parent = Some(Parent { span_id, remote: false });
             trace.doubt = None;
         }
-        Some(reason)
     }
+}
+
+fn unix_seconds(now: Now) -> u64 {
+    now.unix_nanos / 1_000_000_000
 }
 
 /// Whether somebody serves what was asked for. A caller may ask for anything, so a server's answer has to say
@@ -1000,7 +1099,7 @@ fn hand_out(exchange: &mut Exchange, mut trace: Trace, ending: Ending, sink: &mu
     let mut attributes = Attributes::of_span(&mut exchange.buffers.attributes);
     match kept {
         Some(reason) => attributes.text(attribute::KEEP_REASON, reason.as_str().as_bytes()),
-        None if trace.parent.is_none() => {
+        None if trace.parent.is_none() || trace.reason == Reason::OnDemand => {
             attributes.text(attribute::SAMPLED_BY, trace.reason.as_str().as_bytes());
         }
         None => {}

@@ -94,7 +94,9 @@ settings! {
         outbound_anywhere: bool = "off", value::switch, "outbound-anywhere", ["THROUGHLINE_OUTBOUND_ANYWHERE"];
             "Let the outbound side listen on an address that is not loopback. Whoever reaches it can use it as a proxy."
         admin_listen: SocketAddr = "127.0.0.1:15190", value::listen, "admin-listen", ["THROUGHLINE_ADMIN_LISTEN"];
-            "Where /livez, /readyz, /metrics and /drain are served."
+            "Where /livez, /readyz, /metrics, /drain and /api/tracing/ are served."
+        admin_token_file: String = "", value::text, "admin-token-file", ["THROUGHLINE_ADMIN_TOKEN_FILE"];
+            "File with the bearer token by which callers on other hosts may change tracing. Unset: only callers on the same host may. Read for each such call."
         mesh_hosts: Vec<Inside> = "", list(value::inside), "mesh-hosts", ["THROUGHLINE_MESH_HOSTS"];
             "Further destinations inside the mesh: hosts, .suffixes, networks. Only destinations inside get the operation, restored headers and the sidecar's name. Private addresses, single labels and cluster names are inside already."
     }
@@ -105,6 +107,8 @@ settings! {
             "off: the same as otel-sdk-disabled."
         mode: Mode = "hybrid", value::mode, "mode", ["THROUGHLINE_MODE"];
             "off (contexts pass untouched, no spans), system-only (the same, and spans of the sidecar's own work), hybrid (the sampler and what is worth keeping) or full (every exchange, with a child span for each of its phases)."
+        control_file: String = "", value::text, "control-file", ["THROUGHLINE_CONTROL_FILE"];
+            "File, such as a mounted ConfigMap, that is looked at each second for changes of mode, base_rate and rules (YAML or JSON, as /api/tracing/status shows them). A wrong one is told of, and the last good one holds."
         service_name: String = "", value::text, "otel-service-name", ["OTEL_SERVICE_NAME"];
             "Name of the service. Unset: service.name of the resource attributes, else unknown_service:throughline."
         resource_attributes: Vec<(String, String)> = "", list(value::pair), "otel-resource-attributes", ["OTEL_RESOURCE_ATTRIBUTES"];
@@ -350,6 +354,7 @@ impl Settings {
         Config {
             enabled: self.enabled(),
             mode: self.mode,
+            service: service.to_owned(),
             recording: self.enabled() && self.traces_exporter != Exporter::None,
             sampler,
             keep: Keep {

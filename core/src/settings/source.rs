@@ -21,6 +21,12 @@ pub struct Sources {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mistake(String);
 
+impl Mistake {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl std::fmt::Display for Mistake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)

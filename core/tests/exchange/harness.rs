@@ -79,6 +79,7 @@ pub(crate) fn config() -> Config {
     Config {
         enabled: true,
         mode: throughline_core::mode::Mode::Hybrid,
+        service: "orders".to_owned(),
         keep: throughline_core::keep::Keep::default(),
         recording: true,
         sampler: Sampler::ParentBased(Root::AlwaysOn),

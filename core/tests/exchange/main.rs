@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod context;
 #[cfg(test)]
+mod control;
+#[cfg(test)]
 mod endings;
 #[cfg(test)]
 mod formats;

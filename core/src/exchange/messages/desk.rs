@@ -30,7 +30,7 @@ pub(super) struct Desk<'a, I> {
     direction: Direction,
     pub(super) messaging: &'a mut Messaging,
     trace: &'a mut Trace,
-    steer: &'a Steer,
+    steer: &'a mut Steer,
     operation: &'a mut Option<Operation>,
     buffers: &'a mut Buffers,
     may_be_kept: bool,
@@ -53,7 +53,7 @@ impl<'a, I: Ids> Desk<'a, I> {
             direction: exchange.direction,
             messaging: exchange.messaging.as_deref_mut()?,
             trace,
-            steer: &exchange.steer,
+            steer: &mut exchange.steer,
             operation: &mut exchange.operation,
             buffers: &mut exchange.buffers,
             may_be_kept: exchange.keeping != Keeping::Never,
@@ -321,6 +321,11 @@ impl<'a, I: Ids> Desk<'a, I> {
 
     /// The consumer's span is a child of the producer's, linked to the transport's.
     pub(super) fn place_delivery(&mut self, carried: &Carried) {
+        let said_by_message = self.operation.is_none() && carried.operation.is_some();
+        if said_by_message {
+            *self.operation = carried.operation;
+        }
+        self.steer.find_rules(self.operation.as_ref(), &self.buffers.route);
         if let Some(context) = carried.producer() {
             let transport = self.trace.parent.filter(|parent| parent.span_id != context.span_id);
             if let Some(transport) = transport {
@@ -333,12 +338,11 @@ impl<'a, I: Ids> Desk<'a, I> {
             self.move_to(context);
         }
         self.link_if_elsewhere(carried.event);
-        if self.operation.is_none() {
-            *self.operation = carried.operation;
-            if let (Some(operation), true) = (&carried.operation, self.trace.recorded || self.may_be_kept) {
-                let mut attributes = Attributes::of_span(&mut self.buffers.attributes);
-                attributes.text(attribute::OPERATION, operation.as_str().as_bytes());
-            }
+        if let (Some(operation), true) = (&carried.operation, said_by_message)
+            && (self.trace.recorded || self.may_be_kept)
+        {
+            let mut attributes = Attributes::of_span(&mut self.buffers.attributes);
+            attributes.text(attribute::OPERATION, operation.as_str().as_bytes());
         }
     }
 
