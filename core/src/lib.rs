@@ -3,8 +3,11 @@
 //! [`exchange::Tracer`]. Builds for `wasm32-wasip1`.
 
 pub mod batch;
+pub mod bucket;
 pub mod carrier;
 pub mod classify;
+pub mod control;
+mod decimal;
 pub mod events;
 pub mod exchange;
 mod hash;
@@ -12,9 +15,12 @@ pub mod hex;
 pub mod ids;
 mod in_flight;
 mod intern;
+pub mod keep;
+mod latency;
 pub mod limits;
 pub mod mesh;
 pub mod metrics;
+pub mod mode;
 pub mod names;
 pub mod operation;
 pub mod otlp;

@@ -140,6 +140,9 @@ mod steady {
     fn tracer() -> Tracer {
         let config = Config {
             enabled: true,
+            mode: throughline_core::mode::Mode::Hybrid,
+            service: "orders".to_owned(),
+            keep: throughline_core::keep::Keep::default(),
             recording: true,
             sampler: Sampler::ParentBased(Root::AlwaysOn),
             propagators: Propagators { tracecontext: true, baggage: true, ..Propagators::default() },

@@ -21,6 +21,12 @@ pub struct Sources {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mistake(String);
 
+impl Mistake {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl std::fmt::Display for Mistake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
@@ -128,7 +134,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn value<T>(&mut self, row: &Row, read: impl Fn(&str) -> Result<T, Want>) -> Option<T> {
+    pub(super) fn value<T>(&mut self, row: &Row, read: &dyn Fn(&str) -> Result<T, Want>) -> Option<T> {
         if let Some((name, value, origin)) = self.sources.look_up(row) {
             match read(value) {
                 Ok(value) => return Some(value),

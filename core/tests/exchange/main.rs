@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod context;
 #[cfg(test)]
+mod control;
+#[cfg(test)]
 mod crossing;
 #[cfg(test)]
 mod endings;
@@ -15,6 +17,10 @@ mod harness;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod keep;
+#[cfg(test)]
+mod modes;
+#[cfg(test)]
 mod numbers;
 #[cfg(test)]
 mod oracle;
@@ -22,3 +28,5 @@ mod oracle;
 mod peers;
 #[cfg(test)]
 mod restoring;
+#[cfg(test)]
+mod travel;

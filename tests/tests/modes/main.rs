@@ -1,0 +1,7 @@
+//! What is traced, and what is kept: modes, keep rules, and who may change them at run time.
+
+mod control;
+mod full;
+mod keep;
+mod system;
+mod travel;
