@@ -75,6 +75,8 @@ pub enum Reason {
     Full,
     /// A rule that an operator switched on for a while.
     OnDemand,
+    /// Too much is slow or fails at present.
+    Adaptive,
 }
 
 impl Reason {
@@ -88,6 +90,7 @@ impl Reason {
             Self::Ratio => "ratio",
             Self::Full => "full",
             Self::OnDemand => "on_demand",
+            Self::Adaptive => "adaptive",
         }
     }
 }

@@ -60,6 +60,8 @@ pub struct Exchange {
     keeping: Keeping,
     /// Why it is kept, as soon as that is certain.
     kept: Option<KeepReason>,
+    /// Whether the bound of spans a second stood against keeping it.
+    left_out: bool,
     /// Whether the caller's sidecar was told that it is kept.
     told: bool,
     /// Whether the caller speaks HTTP/2.

@@ -13,6 +13,7 @@ use super::steer::Steer;
 use super::{
     Destination, Doubt, Exchange, Keeping, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing,
 };
+use crate::adaptive::{Adaptive, Watch};
 use crate::batch::{Books, Dropped, SpanSink};
 use crate::bucket::Bucket;
 use crate::carrier::Carrier;
@@ -60,6 +61,11 @@ pub struct Config {
     pub sampler: Sampler,
     /// What is kept although the head said no.
     pub keep: Keep,
+    /// When more is sampled by itself.
+    pub adaptive: Adaptive,
+    /// Spans a second that the sidecar chooses to make, at the most; 0 for no bound. What a parent chose, and what
+    /// others wait for, counts too, and is made all the same.
+    pub spans_per_second: u64,
     /// Formats read and written.
     pub propagators: Propagators,
     /// Configured route patterns, first match counts.
@@ -115,6 +121,8 @@ pub struct Counters {
     pub probes: u64,
     /// Exchanges that became spans.
     pub recorded: u64,
+    /// Exchanges that would have become spans but for the bound of spans a second.
+    pub over_budget: u64,
     /// Exchanges that were kept although the head said no, in the order of [`KeepReason::ALL`].
     pub kept: [u64; KeepReason::ALL.len()],
 }
@@ -129,6 +137,9 @@ pub struct Tracer {
 #[derive(Debug)]
 struct Shared {
     control: Control,
+    adaptive: Watch,
+    /// Spans a second, where they are bounded.
+    budget: Option<Bucket>,
     /// Spans of the host's own work.
     work: Bucket,
     in_flight: InFlight,
@@ -172,6 +183,9 @@ impl Tracer {
     pub fn new(config: Config, seed: u64) -> Self {
         let shared = Shared {
             control: Control::new(config.enabled, config.mode, config.sampler, &config.service),
+            adaptive: Watch::new(config.adaptive),
+            budget: (config.spans_per_second > 0)
+                .then(|| Bucket::new(config.spans_per_second, config.spans_per_second)),
             work: Bucket::new(limits::WORK_SPANS_PER_SECOND_MAX, limits::WORK_SPANS_AT_ONCE_MAX),
             in_flight: InFlight::new(seed),
             routes: Routes::new(config.routes_max, seed),
@@ -243,8 +257,9 @@ impl Tracer {
     fn blank(&self, head: &RequestHead<'_>, now: Now) -> Exchange {
         let (buffers, steer) = {
             let mut shared = self.lock();
-            let Shared { control, .. } = &*shared;
-            let steer = Steer::new(control.mode(), control.sampler(), control.rules(), now);
+            let Shared { control, adaptive, .. } = &mut *shared;
+            let raised = adaptive.rate(now);
+            let steer = Steer::new(control.mode(), control.sampler(), control.rules(), raised, now);
             (shared.spare.pop(), steer)
         };
         Exchange {
@@ -263,6 +278,7 @@ impl Tracer {
             messaging: None,
             keeping: Keeping::Never,
             kept: None,
+            left_out: false,
             told: false,
             http2: head.version == super::Version::Http2,
             first_byte: None,
@@ -350,10 +366,14 @@ impl Tracer {
         crate::events::json::write_string(&self.config.service, &mut service);
         let status = format!(
             "{{\"service\":{},\"unix_seconds\":{},\"exchanges_recorded\":{recorded},\"exchanges_kept\":{},\
-             \"spans\":{},\"spans_dropped\":{},\"in_flight\":{}}}",
+             \"over_budget\":{},\"adaptive\":{{\"active\":{},\"rate\":{}}},\"spans\":{},\"spans_dropped\":{},\
+             \"in_flight\":{}}}",
             String::from_utf8_lossy(&service),
             unix_seconds(now),
             named(&kept),
+            shared.counters.over_budget,
+            shared.adaptive.is_active(),
+            self.config.adaptive.rate.probability(),
             named(&[("created", books.created), ("exported", books.exported), ("held", books.held)]),
             named(&dropped),
             shared.in_flight.len(),
@@ -365,6 +385,18 @@ impl Tracer {
     #[must_use]
     pub fn base_rate(&self) -> Ratio {
         self.lock().control.base_rate()
+    }
+
+    /// The share of new traces that is sampled at this moment, and whether it was raised.
+    #[must_use]
+    pub fn rate(&self, now: Now) -> (Ratio, bool) {
+        let mut shared = self.lock();
+        let base = shared.control.base_rate();
+        match shared.adaptive.rate(now) {
+            Some(raised) if raised.probability() > base.probability() => (raised, true),
+            Some(_) => (base, true),
+            None => (base, false),
+        }
     }
 
     /// On-demand rules that have not ended.
@@ -561,7 +593,8 @@ impl Tracer {
             Some(context) => context.sampled,
             None => reading.hint,
         };
-        let Decision { sampled, reason } = exchange.steer.decide(trace_id, parent_sampled);
+        let Decision { sampled, reason } =
+            self.afford(&exchange.steer, exchange.steer.decide(trace_id, parent_sampled), exchange.started);
         let flags = match reading.context {
             // The random flag is copied as received when a trace goes on.
             Some(context) => context.flags.with_sampled(sampled),
@@ -577,6 +610,24 @@ impl Tracer {
             reason,
             in_flight: None,
         }
+    }
+
+    /// Holds a decision against the bound of spans a second. What a parent chose is followed and counts all the
+    /// same: the others of its trace hang under it.
+    pub(super) fn afford(&self, steer: &Steer, decision: Decision, now: Now) -> Decision {
+        if !decision.sampled || self.config.spans_per_second == 0 {
+            return decision;
+        }
+        let spans = if steer.mode == Mode::Full { limits::SPANS_OF_FULL_EXCHANGE } else { 1 };
+        let mut shared = self.lock();
+        let Shared { budget: Some(budget), counters, .. } = &mut *shared else { return decision };
+        if decision.reason == Reason::Parent {
+            budget.owe(spans, now);
+            return decision;
+        }
+        let sampled = budget.take(spans, now);
+        counters.over_budget += u64::from(!sampled);
+        Decision { sampled, ..decision }
     }
 
     /// Finds the client span's parent and, where the application's own SDK did not sample, follows our own
@@ -660,12 +711,18 @@ impl Tracer {
                 // Only admitted routes name spans: the others would make as many names as paths.
                 let named = route != 0 && shared.routes.name(route) != OTHER;
                 let slow_over = self.slow_over(&mut shared, &exchange, route, duration_nanos);
+                let failed =
+                    verdict.error.is_some() && !status.is_some_and(|code| (400..500).contains(&code));
+                if shared.control.base_rate().probability() < self.config.adaptive.rate.probability() {
+                    shared.adaptive.record(exchange.direction, duration_nanos, failed, now);
+                }
                 let waited_for_kept = shared.forget(trace.in_flight, route);
                 if exchange.kept.is_none() && exchange.may_be_kept(&trace) {
                     let verdicts = (status, verdict);
                     let own = exchange.worth_keeping(&self.config.keep, verdicts, duration_nanos, slow_over);
+                    let own = own.filter(|_| !exchange.left_out);
                     let kept = if waited_for_kept { Some(KeepReason::Downstream) } else { own };
-                    exchange.kept = shared.keep(kept, &mut trace);
+                    exchange.kept = shared.keep(kept, &mut trace, now);
                 }
                 let kept = exchange.kept;
                 recorded = trace.recorded || kept.is_some();
@@ -723,6 +780,7 @@ impl Tracer {
         let nanos = exchange.first_byte.map_or(0, |at| at.saturating_sub(exchange.started.mono_nanos));
         let fixed = self.config.keep.slow_over(&exchange.buffers.route);
         let mut reason = exchange.worth_keeping(&self.config.keep, verdicts, nanos, fixed);
+        reason = reason.filter(|_| !exchange.left_out);
         if said {
             reason = Some(KeepReason::Downstream);
         }
@@ -736,8 +794,10 @@ impl Tracer {
             let found = [(waited_for_kept, KeepReason::Downstream), (learned, KeepReason::Slow)];
             reason = found.into_iter().find_map(|(holds, reason)| holds.then_some(reason));
         }
-        let kept = shared.keep(reason, &mut trace);
+        let at = exchange.first_byte.unwrap_or(exchange.started.mono_nanos);
+        let kept = shared.keep(reason, &mut trace, Now { mono_nanos: at, ..exchange.started });
         drop(shared);
+        exchange.left_out |= reason.is_some() && kept.is_none();
         exchange.tracing = Tracing::On(trace);
         kept
     }
@@ -940,8 +1000,16 @@ impl Shared {
 
     /// Counts what is kept, and tells the inbound exchange that waits for it. One that is over already can't be
     /// told: then it is no parent either.
-    fn keep(&mut self, reason: Option<KeepReason>, trace: &mut Trace) -> Option<KeepReason> {
+    fn keep(&mut self, reason: Option<KeepReason>, trace: &mut Trace, now: Now) -> Option<KeepReason> {
         let reason = reason?;
+        if let Some(budget) = &mut self.budget {
+            if reason == KeepReason::Downstream {
+                budget.owe(1, now); // those that it waited for name it as their parent
+            } else if !budget.take(1, now) {
+                self.counters.over_budget += 1;
+                return None;
+            }
+        }
         if let Some(count) = self.counters.kept.get_mut(reason as usize) {
             *count += 1;
         }

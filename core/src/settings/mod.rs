@@ -16,6 +16,7 @@ pub use value::{
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
+use crate::adaptive::Adaptive;
 use crate::exchange::{Config, EventContext, MessageNames, ResponseHeaders, RootUnsampled};
 use crate::keep::{Keep, Slow};
 use crate::mesh::{Inside, Mesh};
@@ -151,6 +152,18 @@ settings! {
             "Keep every exchange of these routes, as spans name them: /clusters/{id}."
         keep_headers: Vec<(Box<str>, Option<Box<str>>)> = "", list(value::kept_header), "keep-headers", ["THROUGHLINE_KEEP_HEADERS"];
             "Keep every exchange whose request carries one of these headers: x-debug, or x-tenant=blue for one value."
+    }
+    "Adapting" {
+        adaptive_rate: Ratio = "0.1", value::ratio, "adaptive-rate", ["THROUGHLINE_ADAPTIVE_RATE"];
+            "In hybrid mode, the share of new traces that is sampled while too much is slow or fails, if it is more than the sampler's. 0: never more."
+        adaptive_latency_ms: u64 = "1000", number::<0, 3_600_000>, "adaptive-latency", ["THROUGHLINE_ADAPTIVE_LATENCY"];
+            "Milliseconds: too much is slow while 1 in 100 exchanges takes longer. 0: slowness does not count."
+        adaptive_errors: Ratio = "0.05", value::ratio, "adaptive-errors", ["THROUGHLINE_ADAPTIVE_ERRORS"];
+            "The share of exchanges above which too much fails. 0: failures do not count."
+        adaptive_window_ms: u64 = "300000", number::<1000, 3_600_000>, "adaptive-window", ["THROUGHLINE_ADAPTIVE_WINDOW"];
+            "Milliseconds of the sliding window, which is judged ten times in its length. The rate falls back when the window is below four fifths of both thresholds."
+        spans_per_second: u64 = "0", number::<0, 1_000_000>, "spans-per-second", ["THROUGHLINE_SPANS_PER_SECOND"];
+            "Spans a second that the sidecar chooses to make, by whatever rule. Spans of traces that a caller chose, and of exchanges that a kept one waited for, are made all the same and count. 0: no bound."
     }
     "Messages" {
         event_context: EventContext = "rewrite", value::event_context, "cloudevents-traceparent", ["THROUGHLINE_CLOUDEVENTS_TRACEPARENT"];
@@ -357,6 +370,13 @@ impl Settings {
             service: service.to_owned(),
             recording: self.enabled() && self.traces_exporter != Exporter::None,
             sampler,
+            adaptive: Adaptive {
+                rate: self.adaptive_rate,
+                latency_nanos: Some(self.adaptive_latency_ms * 1_000_000).filter(|nanos| *nanos > 0),
+                errors: Some(self.adaptive_errors).filter(|errors| errors.probability() > 0.0),
+                window_nanos: self.adaptive_window_ms * 1_000_000,
+            },
+            spans_per_second: self.spans_per_second,
             keep: Keep {
                 errors: self.keep_errors,
                 slow: self.keep_slow,

@@ -79,6 +79,8 @@ pub(crate) fn config() -> Config {
     Config {
         enabled: true,
         mode: throughline_core::mode::Mode::Hybrid,
+        adaptive: throughline_core::adaptive::Adaptive::default(),
+        spans_per_second: 0,
         service: "orders".to_owned(),
         keep: throughline_core::keep::Keep::default(),
         recording: true,

@@ -3,6 +3,8 @@
 //! exchange" in DESIGN.md.
 
 #[cfg(test)]
+mod adaptive;
+#[cfg(test)]
 mod context;
 #[cfg(test)]
 mod control;

@@ -1,5 +1,6 @@
 //! What is traced, and what is kept: modes, keep rules, and who may change them at run time.
 
+mod adaptive;
 mod control;
 mod full;
 mod keep;
