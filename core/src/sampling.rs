@@ -77,6 +77,8 @@ pub enum Reason {
     OnDemand,
     /// Too much is slow or fails at present.
     Adaptive,
+    /// A stranger asked for it, within what strangers may have.
+    Edge,
 }
 
 impl Reason {
@@ -91,6 +93,7 @@ impl Reason {
             Self::Full => "full",
             Self::OnDemand => "on_demand",
             Self::Adaptive => "adaptive",
+            Self::Edge => "edge",
         }
     }
 }

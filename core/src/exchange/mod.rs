@@ -2,6 +2,7 @@
 //! here, for both hosts. Never waits, never reads a clock, never draws a random number: moments and ids are
 //! arguments, so every path replays in a test.
 
+mod edge;
 mod extract;
 mod head;
 mod inject;
@@ -13,6 +14,7 @@ mod steer;
 mod tracer;
 mod work;
 
+pub use edge::{Edge, Trust};
 pub use extract::Propagators;
 pub use head::{Destination, Now, RequestHead, Scheme, Version};
 pub use inject::ResponseHeaders;
@@ -170,6 +172,9 @@ impl Exchange {
             }
             self.keep_so_far(tracer, Outcome::Complete, carrier);
             if self.direction == Direction::Inbound {
+                if tracer.config.trust != Trust::Mesh {
+                    edge::strip_answer(carrier);
+                }
                 if self.caller_is_sidecar {
                     carrier.set(header::PEER, &tracer.config.peer_header);
                 }

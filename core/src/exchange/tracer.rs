@@ -4,6 +4,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::edge::{self, Edge, Trust};
 use super::extract::{Context, Invalids, Propagators, Reading, Seen};
 use super::inject::{Formats, PeerHeader, Plan, State};
 use super::messages::{EventContext, MessageNames, Messaging};
@@ -21,6 +22,7 @@ use crate::classify::{Direction, Outcome, is_grpc};
 use crate::control::{Control, Enabled, Value};
 use crate::ids::{Flags, Ids, SpanId, TraceId};
 use crate::in_flight::{InFlight, Inbound, Place};
+use crate::intern::Interner;
 use crate::keep::{Keep, KeepReason, Learned, Slow};
 use crate::limits;
 use crate::mesh::Mesh;
@@ -61,6 +63,8 @@ pub struct Config {
     pub sampler: Sampler,
     /// What is kept although the head said no.
     pub keep: Keep,
+    /// Whom inbound requests come from.
+    pub trust: Trust,
     /// When more is sampled by itself.
     pub adaptive: Adaptive,
     /// Spans a second that the sidecar chooses to make, at the most; 0 for no bound. What a parent chose, and what
@@ -137,6 +141,9 @@ pub struct Tracer {
 #[derive(Debug)]
 struct Shared {
     control: Control,
+    /// Operations that strangers named, and the traces a second that they may have sampled.
+    edge_operations: Interner,
+    edge_sampled: Bucket,
     adaptive: Watch,
     /// Spans a second, where they are bounded.
     budget: Option<Bucket>,
@@ -165,6 +172,16 @@ struct Said {
     baggage_is_whole: bool,
 }
 
+/// What a stranger at an edge said.
+struct Stranger {
+    /// He wants the trace sampled.
+    sampled: bool,
+    /// He named an operation that is not believed.
+    operation_disbelieved: bool,
+    /// It was taken out of the baggage.
+    baggage_changed: bool,
+}
+
 /// What an outbound call found out about the exchange it belongs to.
 #[derive(Debug, Default)]
 struct Belonging {
@@ -183,6 +200,11 @@ impl Tracer {
     pub fn new(config: Config, seed: u64) -> Self {
         let shared = Shared {
             control: Control::new(config.enabled, config.mode, config.sampler, &config.service),
+            edge_operations: Interner::new(edge::operations_max(&config.trust), seed),
+            edge_sampled: match &config.trust {
+                Trust::Edge(edge) => Bucket::new(edge.sampled_per_second, edge.sampled_per_second),
+                Trust::Mesh => Bucket::new(0, 0),
+            },
             adaptive: Watch::new(config.adaptive),
             budget: (config.spans_per_second > 0)
                 .then(|| Bucket::new(config.spans_per_second, config.spans_per_second)),
@@ -230,7 +252,11 @@ impl Tracer {
         if exchange.steer.mode == Mode::Full && self.config.recording {
             exchange.phases = Some(Phases::new(ids));
         }
-        exchange.messaging = Messaging::of_head(head, carrier);
+        let at_edge = head.direction == Direction::Inbound && self.config.trust != Trust::Mesh;
+        if !at_edge {
+            // What a stranger calls an event is a request like any other.
+            exchange.messaging = Messaging::of_head(head, carrier);
+        }
         exchange.keeping = self.keeping(&exchange);
         exchange.steer.look_at(|name| carrier.get(name));
         let (trace, plan) = match head.direction {
@@ -244,6 +270,9 @@ impl Tracer {
         if trace.recorded || exchange.keeping != Keeping::Never {
             let names = &self.config.capture_request_headers;
             capture(names, attribute::REQUEST_HEADER_PREFIX, carrier, &mut exchange.buffers.attributes);
+        }
+        if at_edge {
+            edge::strip_request(carrier);
         }
         plan.write(&trace, &self.config.peer_header, &mut exchange.buffers, carrier);
         exchange.tracing = Tracing::On(trace);
@@ -425,16 +454,25 @@ impl Tracer {
         seen: &Seen<'_>,
         ids: &mut impl Ids,
     ) -> (Trace, Plan) {
-        let reading = seen.context(self.config.propagators);
-        exchange.peer = seen.peer.and_then(Peer::parse);
-        exchange.caller_is_sidecar = exchange.peer.is_some();
+        let mut reading = seen.context(self.config.propagators);
         let said = self.operation(seen, &mut exchange.buffers.baggage);
         exchange.operation = said.operation;
+        let stranger = match &self.config.trust {
+            Trust::Mesh => {
+                exchange.peer = seen.peer.and_then(Peer::parse);
+                exchange.caller_is_sidecar = exchange.peer.is_some();
+                None
+            }
+            Trust::Edge(edge) => Some(self.meet_stranger(edge, exchange, &mut reading)),
+        };
         let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
         exchange.steer.find_rules(exchange.operation.as_ref(), &exchange.buffers.route);
         let held_own = tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
 
         let mut trace = self.continue_or_start(exchange, &reading, ids);
+        if stranger.as_ref().is_some_and(|stranger| stranger.sampled) && !trace.flags.sampled() {
+            self.grant_stranger(exchange, &mut trace);
+        }
         if let Some(context) = reading.context {
             erase_if_overridden(&context, &trace, &mut exchange.buffers.tracestate);
             // No phantom parents (rule 3): a mesh peer exports no span of a trace that it does not sample.
@@ -477,11 +515,42 @@ impl Tracer {
             debug: reading.context.is_some_and(|context| context.debug),
             state,
             operation_header: exchange.operation.filter(|_| seen.operation.is_none()),
+            operation_disbelieved: stranger.as_ref().is_some_and(|stranger| stranger.operation_disbelieved),
             operation_baggage: self.for_baggage(exchange).filter(|_| said.baggage_is_whole),
-            restored_baggage: false,
+            restored_baggage: stranger.is_some_and(|stranger| stranger.baggage_changed),
             peer: PeerHeader::Removed,
         };
         (trace, plan)
+    }
+
+    /// Rule 10: the stranger's context becomes a link, and his operation counts only within its bounds.
+    fn meet_stranger(&self, edge: &Edge, exchange: &mut Exchange, reading: &mut Reading) -> Stranger {
+        let outside = reading.context.take();
+        let sampled = outside.and_then(|context| context.sampled).or(reading.hint) == Some(true);
+        reading.hint = None;
+        edge::link_to(outside, &mut exchange.buffers.links);
+        let believed = exchange.operation.filter(|operation| {
+            edge.lists(operation)
+                .unwrap_or_else(|| self.lock().edge_operations.number(operation.as_str()) != Interner::OTHER)
+        });
+        let operation_disbelieved = believed.is_none() && exchange.operation.is_some();
+        self.lock().counters.operations_ignored += u64::from(operation_disbelieved);
+        exchange.operation = believed;
+        let baggage_changed = edge::strip_baggage(&mut exchange.buffers.baggage, believed.as_ref());
+        Stranger { sampled, operation_disbelieved, baggage_changed }
+    }
+
+    /// A stranger's own flag counts within what strangers may have.
+    fn grant_stranger(&self, exchange: &Exchange, trace: &mut Trace) {
+        let now = exchange.started;
+        if !exchange.steer.mode.traces_exchanges() || !self.lock().edge_sampled.take(1, now) {
+            return;
+        }
+        let wanted = Decision { sampled: true, reason: Reason::Edge };
+        let Decision { sampled, reason } = self.afford(&exchange.steer, wanted, now);
+        trace.flags = trace.flags.with_sampled(sampled);
+        trace.recorded = sampled && self.config.recording;
+        trace.reason = reason;
     }
 
     /// ARCHITECTURE.md, rule 1: the application's context is the parent of a client span, which is the next hop's
@@ -546,6 +615,7 @@ impl Tracer {
             debug: reading.context.is_some_and(|context| context.debug),
             state: if had_own { State::OwnTakenOut } else { State::AsItIs },
             operation_header: exchange.operation.filter(|_| inside && seen.operation.is_none()),
+            operation_disbelieved: false,
             operation_baggage: self.for_baggage(exchange).filter(|_| inside && said.baggage_is_whole),
             restored_baggage: restored.baggage,
             peer: if inside { PeerHeader::Own } else { PeerHeader::Removed },

@@ -10,14 +10,14 @@ pub use otlp::{Otlp, Signal};
 pub use source::{Found, Mistake, Sources};
 pub use value::{
     AccessLog, Authority, Compression, Endpoint, Exporter, FixedRoute, LogLevel, PropagatorList, Protocol,
-    QueryMode, SamplerName,
+    QueryMode, SamplerName, TrustName,
 };
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use crate::adaptive::Adaptive;
-use crate::exchange::{Config, EventContext, MessageNames, ResponseHeaders, RootUnsampled};
+use crate::exchange::{Config, Edge, EventContext, MessageNames, ResponseHeaders, RootUnsampled, Trust};
 use crate::keep::{Keep, Slow};
 use crate::mesh::{Inside, Mesh};
 use crate::mode::Mode;
@@ -122,6 +122,14 @@ settings! {
             "The ratio of the traceidratio samplers, from 0 to 1."
         root_unsampled: RootUnsampled = "flag", value::root_unsampled, "root-unsampled", ["THROUGHLINE_ROOT_UNSAMPLED"];
             "What the application gets of a trace that starts here unsampled: flag (a context that says no) or silent (nothing, so that its own SDK decides)."
+        trust: TrustName = "mesh", value::trust, "trust", ["THROUGHLINE_TRUST"];
+            "mesh, or edge: inbound requests come from anybody. At an edge each trace starts anew with a link to the caller's, the decision is the sidecar's, events in requests are not read, and answers say of the trace only what response-headers names."
+        edge_operations: Vec<Box<str>> = "", list(value::operation), "edge-operations", ["THROUGHLINE_EDGE_OPERATIONS"];
+            "Operations that are believed at an edge. Unset: the first edge-operations-max different ones."
+        edge_operations_max: u64 = "100", number::<1, 200>, "edge-operations-max", ["THROUGHLINE_EDGE_OPERATIONS_MAX"];
+            "Different operations that are believed at an edge without a list."
+        edge_sampled_per_second: u64 = "1", number::<0, 100_000>, "edge-sampled-per-second", ["THROUGHLINE_EDGE_SAMPLED_PER_SECOND"];
+            "Traces a second that callers at an edge may have sampled by their own flag."
         egress_traceparent: bool = "on", value::switch, "egress-traceparent", ["THROUGHLINE_EGRESS_TRACEPARENT"];
             "Whether destinations outside the mesh get our traceparent. off: they get what the application sent."
         response_headers: ResponseHeaders = "", value::response_headers, "response-headers", ["THROUGHLINE_RESPONSE_HEADERS"];
@@ -370,6 +378,14 @@ impl Settings {
             service: service.to_owned(),
             recording: self.enabled() && self.traces_exporter != Exporter::None,
             sampler,
+            trust: match self.trust {
+                TrustName::Mesh => Trust::Mesh,
+                TrustName::Edge => Trust::Edge(Edge {
+                    operations: self.edge_operations.clone(),
+                    operations_max: usize::try_from(self.edge_operations_max).unwrap_or(usize::MAX),
+                    sampled_per_second: self.edge_sampled_per_second,
+                }),
+            },
             adaptive: Adaptive {
                 rate: self.adaptive_rate,
                 latency_nanos: Some(self.adaptive_latency_ms * 1_000_000).filter(|nanos| *nanos > 0),

@@ -9,6 +9,8 @@ mod context;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
+mod edge;
+#[cfg(test)]
 mod endings;
 #[cfg(test)]
 mod formats;

@@ -2,6 +2,7 @@
 
 mod adaptive;
 mod control;
+mod edge;
 mod full;
 mod keep;
 mod system;
