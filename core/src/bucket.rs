@@ -4,7 +4,8 @@ use crate::exchange::Now;
 
 const NANOS: u64 = 1_000_000_000;
 
-/// Tokens that come back with time.
+/// Tokens that come back with time. What must be taken may be taken on credit, down to one empty bucket's worth
+/// below nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     per_second: u64,
@@ -31,6 +32,12 @@ impl Bucket {
         }
         self.level -= wanted;
         true
+    }
+
+    /// Takes `tokens` whether they are there or not.
+    pub fn owe(&mut self, tokens: u64, now: Now) {
+        self.refill(now);
+        self.level = self.level.saturating_sub(billionths(tokens)).max(-self.most);
     }
 
     fn refill(&mut self, now: Now) {
@@ -62,5 +69,13 @@ mod tests {
         assert_eq!(taken(&mut bucket, 100), 1);
         assert_eq!(taken(&mut bucket, 600), 5);
         assert_eq!(taken(&mut bucket, 3_600_000), 10, "an hour later it is full, and no fuller");
+    }
+
+    #[test]
+    fn what_is_owed_comes_first_and_the_debt_is_bounded() {
+        let mut bucket = Bucket::new(10, 10);
+        (0..1000).for_each(|_| bucket.owe(1, at(0)));
+        assert!(!bucket.take(1, at(1000)), "a second only pays the debt");
+        assert!(bucket.take(1, at(1100)));
     }
 }

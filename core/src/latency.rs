@@ -40,6 +40,13 @@ impl Latencies {
         self.count
     }
 
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (bucket, more) in self.buckets.iter_mut().zip(&other.buckets) {
+            *bucket = bucket.saturating_add(*more);
+        }
+        self.count = self.count.saturating_add(other.count);
+    }
+
     /// The upper bound of the bucket that the slowest hundredth begins in: at the most a hundredth took longer.
     pub(crate) fn p99_nanos(&self) -> u64 {
         let above = u64::from(self.count) / 100;

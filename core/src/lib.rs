@@ -2,6 +2,7 @@
 //! Opens nothing, reads no clock, draws no random number, logs nothing, spawns nothing: a host does, and calls
 //! [`exchange::Tracer`]. Builds for `wasm32-wasip1`.
 
+pub mod adaptive;
 pub mod batch;
 pub mod bucket;
 pub mod carrier;

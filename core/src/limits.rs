@@ -79,6 +79,8 @@ pub const RULE_SECONDS_MAX: u64 = 24 * 3600;
 pub const CONTROL_BYTES_MAX: usize = 256 * 1024;
 /// Nesting of a control document.
 pub const CONTROL_DEPTH_MAX: usize = 8;
+/// Spans that one exchange is taken for in `full` mode when spans a second are bounded: its own and four children.
+pub const SPANS_OF_FULL_EXCHANGE: u64 = 5;
 /// Spans of a host's own work at once, and how many come back each second: trouble must not make more trouble.
 pub const WORK_SPANS_AT_ONCE_MAX: u64 = 20;
 /// Spans of a host's own work a second.

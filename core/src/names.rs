@@ -74,7 +74,7 @@ pub mod attribute {
         PEER_SERVICE = "throughline.peer.service";
         /// Namespace of the sidecar at the other end.
         PEER_NAMESPACE = "throughline.peer.namespace";
-        /// Why a root span was sampled: `always_on`, `ratio`, `full`;
+        /// Why a root span was sampled: `always_on`, `ratio`, `full`, `adaptive`, `edge`;
         /// on any span that an operator's rule sampled against its parent: `on_demand`.
         SAMPLED_BY = "throughline.sampled.by";
         /// Why the span is there although the head of its trace said no: `error`, `slow`, `operation`, `route`,

@@ -82,6 +82,10 @@ pub enum Reason {
     Full,
     /// A rule that an operator switched on for a while.
     OnDemand,
+    /// Too much is slow or fails at present.
+    Adaptive,
+    /// A stranger asked for it, within what strangers may have.
+    Edge,
 }
 
 impl Reason {
@@ -95,6 +99,8 @@ impl Reason {
             Self::Ratio => "ratio",
             Self::Full => "full",
             Self::OnDemand => "on_demand",
+            Self::Adaptive => "adaptive",
+            Self::Edge => "edge",
         }
     }
 }

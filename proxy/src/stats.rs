@@ -239,6 +239,15 @@ fn sampling(text: &mut Text, tracer: &Tracer) {
     let (name, rate) = ("throughline_sampling_base_rate", tracer.base_rate().probability());
     text.head(name, "gauge", "Share of new traces that the sampler takes.");
     let _ = writeln!(text.0, "{name} {rate}");
+    let (rate, raised) = tracer.rate(now());
+    let name = "throughline_sampling_rate";
+    text.head(name, "gauge", "Share of new traces that is sampled at this moment.");
+    let _ = writeln!(text.0, "{name} {}", rate.probability());
+    let (name, help) = ("throughline_adaptive_active", "1 while too much is slow or fails.");
+    text.single(name, "gauge", help, u64::from(raised));
+    let (name, help) =
+        ("throughline_over_budget_total", "Exchanges that the bound of spans a second left out.");
+    text.single(name, "counter", help, tracer.counters().over_budget);
     let (name, help) = ("throughline_on_demand_rules_active", "On-demand rules that have not ended.");
     text.single(name, "gauge", help, tracer.rules_active(now()) as u64);
     let (name, help) = ("throughline_exchanges_recorded_total", "Exchanges that became spans.");

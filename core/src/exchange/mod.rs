@@ -3,6 +3,7 @@
 //! arguments, so every path replays in a test.
 
 mod crossing;
+mod edge;
 mod extract;
 mod head;
 mod inject;
@@ -15,6 +16,7 @@ mod tracer;
 mod work;
 
 pub use crossing::{Asked, Lent};
+pub use edge::{Edge, Trust};
 pub use extract::Propagators;
 pub use head::{Destination, Now, RequestHead, Scheme, Version};
 pub use inject::ResponseHeaders;
@@ -63,6 +65,8 @@ pub struct Exchange {
     keeping: Keeping,
     /// Why it is kept, as soon as that is certain.
     kept: Option<KeepReason>,
+    /// Whether the bound of spans a second stood against keeping it.
+    left_out: bool,
     /// Whether the caller's sidecar was told that it is kept.
     told: bool,
     /// Whether the caller speaks HTTP/2.
@@ -171,6 +175,9 @@ impl Exchange {
             }
             self.keep_so_far(tracer, Outcome::Complete, carrier);
             if self.direction == Direction::Inbound {
+                if tracer.config.trust != Trust::Mesh {
+                    edge::strip_answer(carrier);
+                }
                 if self.caller_is_sidecar {
                     carrier.set(header::PEER, &tracer.config.peer_header);
                 }

@@ -18,14 +18,22 @@ pub(super) struct Steer {
     /// One bit for each rule: whether the request carries the header that it is about.
     carried: u128,
     unix_seconds: u64,
+    /// The raised rate, while it is raised.
+    adaptive: Option<Ratio>,
     /// The highest rate of the rules that are about this exchange.
     on_demand: Option<Ratio>,
 }
 
 impl Steer {
-    pub(super) fn new(mode: Mode, sampler: Sampler, rules: Option<Rules>, now: Now) -> Self {
+    pub(super) fn new(
+        mode: Mode,
+        sampler: Sampler,
+        rules: Option<Rules>,
+        adaptive: Option<Ratio>,
+        now: Now,
+    ) -> Self {
         let unix_seconds = now.unix_nanos / 1_000_000_000;
-        Self { mode, sampler, rules, carried: 0, unix_seconds, on_demand: None }
+        Self { mode, sampler, rules, carried: 0, unix_seconds, adaptive, on_demand: None }
     }
 
     /// Remembers which of the headers that rules are about a request carries.
@@ -48,7 +56,8 @@ impl Steer {
         self.on_demand = rates.max_by(|a, b| a.probability().total_cmp(&b.probability()));
     }
 
-    /// Whether the trace is recorded from this exchange on, and why. A rule overrides a parent's no (rule 11).
+    /// Whether the trace is recorded from this exchange on, and why. A rule overrides a parent's no; what adapts
+    /// decides roots alone (rule 11).
     pub(super) fn decide(&self, trace_id: TraceId, parent_sampled: Option<bool>) -> Decision {
         match (self.mode, parent_sampled) {
             (Mode::Full, Some(true)) => Decision { sampled: true, reason: Reason::Parent },
@@ -56,10 +65,17 @@ impl Steer {
             (Mode::Hybrid | Mode::Off | Mode::SystemOnly, _) => {
                 let decision = self.sampler.decide(trace_id, parent_sampled);
                 let by_rule = || self.on_demand.is_some_and(|rate| rate.samples(trace_id));
-                if !decision.sampled && by_rule() {
-                    return Decision { sampled: true, reason: Reason::OnDemand };
+                let by_state =
+                    || parent_sampled.is_none() && self.adaptive.is_some_and(|rate| rate.samples(trace_id));
+                if decision.sampled {
+                    decision
+                } else if by_rule() {
+                    Decision { sampled: true, reason: Reason::OnDemand }
+                } else if by_state() {
+                    Decision { sampled: true, reason: Reason::Adaptive }
+                } else {
+                    decision
                 }
-                decision
             }
         }
     }

@@ -4,6 +4,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::edge::{self, Edge, Trust};
 use super::extract::{Context, Invalids, Propagators, Reading, Seen};
 use super::inject::{Formats, PeerHeader, Plan, State};
 use super::messages::{EventContext, MessageNames, Messaging};
@@ -13,6 +14,7 @@ use super::steer::Steer;
 use super::{
     Destination, Doubt, Exchange, Keeping, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing,
 };
+use crate::adaptive::{Adaptive, Watch};
 use crate::batch::{Books, Dropped, SpanSink};
 use crate::bucket::Bucket;
 use crate::carrier::Carrier;
@@ -20,6 +22,7 @@ use crate::classify::{Direction, Outcome, is_grpc};
 use crate::control::{Control, Enabled, Value};
 use crate::ids::{Flags, Ids, SpanId, TraceId};
 use crate::in_flight::{InFlight, Inbound, Place};
+use crate::intern::Interner;
 use crate::keep::{Keep, KeepReason, Learned, Slow};
 use crate::limits;
 use crate::mesh::Mesh;
@@ -60,6 +63,13 @@ pub struct Config {
     pub sampler: Sampler,
     /// What is kept although the head said no.
     pub keep: Keep,
+    /// Whom inbound requests come from.
+    pub trust: Trust,
+    /// When more is sampled by itself.
+    pub adaptive: Adaptive,
+    /// Spans a second that the sidecar chooses to make, at the most; 0 for no bound. What a parent chose, and what
+    /// others wait for, counts too, and is made all the same.
+    pub spans_per_second: u64,
     /// Formats read and written.
     pub propagators: Propagators,
     /// Configured route patterns, first match counts.
@@ -115,6 +125,8 @@ pub struct Counters {
     pub probes: u64,
     /// Exchanges that became spans.
     pub recorded: u64,
+    /// Exchanges that would have become spans but for the bound of spans a second.
+    pub over_budget: u64,
     /// Exchanges that were kept although the head said no, in the order of [`KeepReason::ALL`].
     pub kept: [u64; KeepReason::ALL.len()],
 }
@@ -129,6 +141,12 @@ pub struct Tracer {
 #[derive(Debug)]
 struct Shared {
     control: Control,
+    /// Operations that strangers named, and the traces a second that they may have sampled.
+    edge_operations: Interner,
+    edge_sampled: Bucket,
+    adaptive: Watch,
+    /// Spans a second, where they are bounded.
+    budget: Option<Bucket>,
     /// Spans of the host's own work.
     work: Bucket,
     in_flight: InFlight,
@@ -154,6 +172,16 @@ struct Said {
     baggage_is_whole: bool,
 }
 
+/// What a stranger at an edge said.
+struct Stranger {
+    /// He wants the trace sampled.
+    sampled: bool,
+    /// He named an operation that is not believed.
+    operation_disbelieved: bool,
+    /// It was taken out of the baggage.
+    baggage_changed: bool,
+}
+
 /// What an outbound call found out about the exchange it belongs to.
 #[derive(Debug, Default)]
 struct Belonging {
@@ -172,6 +200,14 @@ impl Tracer {
     pub fn new(config: Config, seed: u64) -> Self {
         let shared = Shared {
             control: Control::new(config.enabled, config.mode, config.sampler, &config.service),
+            edge_operations: Interner::new(edge::operations_max(&config.trust), seed),
+            edge_sampled: match &config.trust {
+                Trust::Edge(edge) => Bucket::new(edge.sampled_per_second, edge.sampled_per_second),
+                Trust::Mesh => Bucket::new(0, 0),
+            },
+            adaptive: Watch::new(config.adaptive),
+            budget: (config.spans_per_second > 0)
+                .then(|| Bucket::new(config.spans_per_second, config.spans_per_second)),
             work: Bucket::new(limits::WORK_SPANS_PER_SECOND_MAX, limits::WORK_SPANS_AT_ONCE_MAX),
             in_flight: InFlight::new(seed),
             routes: Routes::new(config.routes_max, seed),
@@ -216,7 +252,11 @@ impl Tracer {
         if exchange.steer.mode == Mode::Full && self.config.recording {
             exchange.phases = Some(Phases::new(ids));
         }
-        exchange.messaging = Messaging::of_head(head, carrier);
+        let at_edge = head.direction == Direction::Inbound && self.config.trust != Trust::Mesh;
+        if !at_edge {
+            // What a stranger calls an event is a request like any other.
+            exchange.messaging = Messaging::of_head(head, carrier);
+        }
         exchange.keeping = self.keeping(&exchange);
         exchange.steer.look_at(|name| carrier.get(name));
         let (trace, plan) = match head.direction {
@@ -231,6 +271,9 @@ impl Tracer {
             let names = &self.config.capture_request_headers;
             capture(names, attribute::REQUEST_HEADER_PREFIX, carrier, &mut exchange.buffers.attributes);
         }
+        if at_edge {
+            edge::strip_request(carrier);
+        }
         plan.write(&trace, &self.config.peer_header, &mut exchange.buffers, carrier);
         exchange.tracing = Tracing::On(trace);
         if let Some(messaging) = &mut exchange.messaging {
@@ -243,8 +286,9 @@ impl Tracer {
     fn blank(&self, head: &RequestHead<'_>, now: Now) -> Exchange {
         let (buffers, steer) = {
             let mut shared = self.lock();
-            let Shared { control, .. } = &*shared;
-            let steer = Steer::new(control.mode(), control.sampler(), control.rules(), now);
+            let Shared { control, adaptive, .. } = &mut *shared;
+            let raised = adaptive.rate(now);
+            let steer = Steer::new(control.mode(), control.sampler(), control.rules(), raised, now);
             (shared.spare.pop(), steer)
         };
         Exchange {
@@ -263,6 +307,7 @@ impl Tracer {
             messaging: None,
             keeping: Keeping::Never,
             kept: None,
+            left_out: false,
             told: false,
             http2: head.version == super::Version::Http2,
             first_byte: None,
@@ -350,10 +395,14 @@ impl Tracer {
         crate::events::json::write_string(&self.config.service, &mut service);
         let status = format!(
             "{{\"service\":{},\"unix_seconds\":{},\"exchanges_recorded\":{recorded},\"exchanges_kept\":{},\
-             \"spans\":{},\"spans_dropped\":{},\"in_flight\":{}}}",
+             \"over_budget\":{},\"adaptive\":{{\"active\":{},\"rate\":{}}},\"spans\":{},\"spans_dropped\":{},\
+             \"in_flight\":{}}}",
             String::from_utf8_lossy(&service),
             unix_seconds(now),
             named(&kept),
+            shared.counters.over_budget,
+            shared.adaptive.is_active(),
+            self.config.adaptive.rate.probability(),
             named(&[("created", books.created), ("exported", books.exported), ("held", books.held)]),
             named(&dropped),
             shared.in_flight.len(),
@@ -365,6 +414,18 @@ impl Tracer {
     #[must_use]
     pub fn base_rate(&self) -> Ratio {
         self.lock().control.base_rate()
+    }
+
+    /// The share of new traces that is sampled at this moment, and whether it was raised.
+    #[must_use]
+    pub fn rate(&self, now: Now) -> (Ratio, bool) {
+        let mut shared = self.lock();
+        let base = shared.control.base_rate();
+        match shared.adaptive.rate(now) {
+            Some(raised) if raised.probability() > base.probability() => (raised, true),
+            Some(_) => (base, true),
+            None => (base, false),
+        }
     }
 
     /// On-demand rules that have not ended.
@@ -393,16 +454,25 @@ impl Tracer {
         seen: &Seen<'_>,
         ids: &mut impl Ids,
     ) -> (Trace, Plan) {
-        let reading = seen.context(self.config.propagators);
-        exchange.peer = seen.peer.and_then(Peer::parse);
-        exchange.caller_is_sidecar = exchange.peer.is_some();
+        let mut reading = seen.context(self.config.propagators);
         let said = self.operation(seen, &mut exchange.buffers.baggage);
         exchange.operation = said.operation;
+        let stranger = match &self.config.trust {
+            Trust::Mesh => {
+                exchange.peer = seen.peer.and_then(Peer::parse);
+                exchange.caller_is_sidecar = exchange.peer.is_some();
+                None
+            }
+            Trust::Edge(edge) => Some(self.meet_stranger(edge, exchange, &mut reading)),
+        };
         let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
         exchange.steer.find_rules(exchange.operation.as_ref(), &exchange.buffers.route);
         let held_own = tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
 
         let mut trace = self.continue_or_start(exchange, &reading, ids);
+        if stranger.as_ref().is_some_and(|stranger| stranger.sampled) && !trace.flags.sampled() {
+            self.grant_stranger(exchange, &mut trace);
+        }
         if let Some(context) = reading.context {
             erase_if_overridden(&context, &trace, &mut exchange.buffers.tracestate);
             // No phantom parents (rule 3): a mesh peer exports no span of a trace that it does not sample.
@@ -445,11 +515,42 @@ impl Tracer {
             debug: reading.context.is_some_and(|context| context.debug),
             state,
             operation_header: exchange.operation.filter(|_| seen.operation.is_none()),
+            operation_disbelieved: stranger.as_ref().is_some_and(|stranger| stranger.operation_disbelieved),
             operation_baggage: self.for_baggage(exchange).filter(|_| said.baggage_is_whole),
-            restored_baggage: false,
+            restored_baggage: stranger.is_some_and(|stranger| stranger.baggage_changed),
             peer: PeerHeader::Removed,
         };
         (trace, plan)
+    }
+
+    /// Rule 10: the stranger's context becomes a link, and his operation counts only within its bounds.
+    fn meet_stranger(&self, edge: &Edge, exchange: &mut Exchange, reading: &mut Reading) -> Stranger {
+        let outside = reading.context.take();
+        let sampled = outside.and_then(|context| context.sampled).or(reading.hint) == Some(true);
+        reading.hint = None;
+        edge::link_to(outside, &mut exchange.buffers.links);
+        let believed = exchange.operation.filter(|operation| {
+            edge.lists(operation)
+                .unwrap_or_else(|| self.lock().edge_operations.number(operation.as_str()) != Interner::OTHER)
+        });
+        let operation_disbelieved = believed.is_none() && exchange.operation.is_some();
+        self.lock().counters.operations_ignored += u64::from(operation_disbelieved);
+        exchange.operation = believed;
+        let baggage_changed = edge::strip_baggage(&mut exchange.buffers.baggage, believed.as_ref());
+        Stranger { sampled, operation_disbelieved, baggage_changed }
+    }
+
+    /// A stranger's own flag counts within what strangers may have.
+    fn grant_stranger(&self, exchange: &Exchange, trace: &mut Trace) {
+        let now = exchange.started;
+        if !exchange.steer.mode.traces_exchanges() || !self.lock().edge_sampled.take(1, now) {
+            return;
+        }
+        let wanted = Decision { sampled: true, reason: Reason::Edge };
+        let Decision { sampled, reason } = self.afford(&exchange.steer, wanted, now);
+        trace.flags = trace.flags.with_sampled(sampled);
+        trace.recorded = sampled && self.config.recording;
+        trace.reason = reason;
     }
 
     /// ARCHITECTURE.md, rule 1: the application's context is the parent of a client span, which is the next hop's
@@ -514,6 +615,7 @@ impl Tracer {
             debug: reading.context.is_some_and(|context| context.debug),
             state: if had_own { State::OwnTakenOut } else { State::AsItIs },
             operation_header: exchange.operation.filter(|_| inside && seen.operation.is_none()),
+            operation_disbelieved: false,
             operation_baggage: self.for_baggage(exchange).filter(|_| inside && said.baggage_is_whole),
             restored_baggage: restored.baggage,
             peer: if inside { PeerHeader::Own } else { PeerHeader::Removed },
@@ -561,7 +663,8 @@ impl Tracer {
             Some(context) => context.sampled,
             None => reading.hint,
         };
-        let Decision { sampled, reason } = exchange.steer.decide(trace_id, parent_sampled);
+        let Decision { sampled, reason } =
+            self.afford(&exchange.steer, exchange.steer.decide(trace_id, parent_sampled), exchange.started);
         let flags = match reading.context {
             // The random flag is copied as received when a trace goes on.
             Some(context) => context.flags.with_sampled(sampled),
@@ -577,6 +680,24 @@ impl Tracer {
             reason,
             in_flight: None,
         }
+    }
+
+    /// Holds a decision against the bound of spans a second. What a parent chose is followed and counts all the
+    /// same: the others of its trace hang under it.
+    pub(super) fn afford(&self, steer: &Steer, decision: Decision, now: Now) -> Decision {
+        if !decision.sampled || self.config.spans_per_second == 0 {
+            return decision;
+        }
+        let spans = if steer.mode == Mode::Full { limits::SPANS_OF_FULL_EXCHANGE } else { 1 };
+        let mut shared = self.lock();
+        let Shared { budget: Some(budget), counters, .. } = &mut *shared else { return decision };
+        if decision.reason == Reason::Parent {
+            budget.owe(spans, now);
+            return decision;
+        }
+        let sampled = budget.take(spans, now);
+        counters.over_budget += u64::from(!sampled);
+        Decision { sampled, ..decision }
     }
 
     /// Finds the client span's parent and, where the application's own SDK did not sample, follows our own
@@ -660,12 +781,18 @@ impl Tracer {
                 // Only admitted routes name spans: the others would make as many names as paths.
                 let named = route != 0 && shared.routes.name(route) != OTHER;
                 let slow_over = self.slow_over(&mut shared, &exchange, route, duration_nanos);
+                let failed =
+                    verdict.error.is_some() && !status.is_some_and(|code| (400..500).contains(&code));
+                if shared.control.base_rate().probability() < self.config.adaptive.rate.probability() {
+                    shared.adaptive.record(exchange.direction, duration_nanos, failed, now);
+                }
                 let waited_for_kept = shared.forget(trace.in_flight, route);
                 if exchange.kept.is_none() && exchange.may_be_kept(&trace) {
                     let verdicts = (status, verdict);
                     let own = exchange.worth_keeping(&self.config.keep, verdicts, duration_nanos, slow_over);
+                    let own = own.filter(|_| !exchange.left_out);
                     let kept = if waited_for_kept { Some(KeepReason::Downstream) } else { own };
-                    exchange.kept = shared.keep(kept, &mut trace);
+                    exchange.kept = shared.keep(kept, &mut trace, now);
                 }
                 let kept = exchange.kept;
                 recorded = trace.recorded || kept.is_some();
@@ -723,6 +850,7 @@ impl Tracer {
         let nanos = exchange.first_byte.map_or(0, |at| at.saturating_sub(exchange.started.mono_nanos));
         let fixed = self.config.keep.slow_over(&exchange.buffers.route);
         let mut reason = exchange.worth_keeping(&self.config.keep, verdicts, nanos, fixed);
+        reason = reason.filter(|_| !exchange.left_out);
         if said {
             reason = Some(KeepReason::Downstream);
         }
@@ -736,8 +864,10 @@ impl Tracer {
             let found = [(waited_for_kept, KeepReason::Downstream), (learned, KeepReason::Slow)];
             reason = found.into_iter().find_map(|(holds, reason)| holds.then_some(reason));
         }
-        let kept = shared.keep(reason, &mut trace);
+        let at = exchange.first_byte.unwrap_or(exchange.started.mono_nanos);
+        let kept = shared.keep(reason, &mut trace, Now { mono_nanos: at, ..exchange.started });
         drop(shared);
+        exchange.left_out |= reason.is_some() && kept.is_none();
         exchange.tracing = Tracing::On(trace);
         kept
     }
@@ -966,8 +1096,16 @@ impl Shared {
 
     /// Counts what is kept, and tells the inbound exchange that waits for it. One that is over already can't be
     /// told: then it is no parent either.
-    fn keep(&mut self, reason: Option<KeepReason>, trace: &mut Trace) -> Option<KeepReason> {
+    fn keep(&mut self, reason: Option<KeepReason>, trace: &mut Trace, now: Now) -> Option<KeepReason> {
         let reason = reason?;
+        if let Some(budget) = &mut self.budget {
+            if reason == KeepReason::Downstream {
+                budget.owe(1, now); // those that it waited for name it as their parent
+            } else if !budget.take(1, now) {
+                self.counters.over_budget += 1;
+                return None;
+            }
+        }
         if let Some(count) = self.counters.kept.get_mut(reason as usize) {
             *count += 1;
         }

@@ -12,13 +12,14 @@ pub use otlp::{Otlp, Signal};
 pub use source::{Found, Mistake, Sources};
 pub use value::{
     AccessLog, Authority, Compression, Endpoint, Exporter, FixedRoute, LogLevel, PropagatorList, Protocol,
-    QueryMode, SamplerName,
+    QueryMode, SamplerName, TrustName,
 };
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use crate::exchange::{Config, EventContext, MessageNames, ResponseHeaders, RootUnsampled};
+use crate::adaptive::Adaptive;
+use crate::exchange::{Config, Edge, EventContext, MessageNames, ResponseHeaders, RootUnsampled, Trust};
 use crate::keep::{Keep, Slow};
 use crate::mesh::{Inside, Mesh};
 use crate::mode::Mode;
@@ -126,6 +127,14 @@ settings! {
             "The ratio of the traceidratio samplers, from 0 to 1."
         root_unsampled: RootUnsampled = "flag", value::root_unsampled, "root-unsampled", ["THROUGHLINE_ROOT_UNSAMPLED"];
             "What the application gets of a trace that starts here unsampled: flag (a context that says no) or silent (nothing, so that its own SDK decides)."
+        trust: TrustName = "mesh", value::trust, "trust", ["THROUGHLINE_TRUST"];
+            "mesh, or edge: inbound requests come from anybody. At an edge each trace starts anew with a link to the caller's, the decision is the sidecar's, events in requests are not read, and answers say of the trace only what response-headers names."
+        edge_operations: Vec<Box<str>> = "", list(value::operation), "edge-operations", ["THROUGHLINE_EDGE_OPERATIONS"];
+            "Operations that are believed at an edge. Unset: the first edge-operations-max different ones."
+        edge_operations_max: u64 = "100", number::<1, 200>, "edge-operations-max", ["THROUGHLINE_EDGE_OPERATIONS_MAX"];
+            "Different operations that are believed at an edge without a list."
+        edge_sampled_per_second: u64 = "1", number::<0, 100_000>, "edge-sampled-per-second", ["THROUGHLINE_EDGE_SAMPLED_PER_SECOND"];
+            "Traces a second that callers at an edge may have sampled by their own flag."
         egress_traceparent: bool = "on", value::switch, "egress-traceparent", ["THROUGHLINE_EGRESS_TRACEPARENT"];
             "Whether destinations outside the mesh get our traceparent. off: they get what the application sent."
         response_headers: ResponseHeaders = "", value::response_headers, "response-headers", ["THROUGHLINE_RESPONSE_HEADERS"];
@@ -156,6 +165,18 @@ settings! {
             "Keep every exchange of these routes, as spans name them: /clusters/{id}."
         keep_headers: Vec<(Box<str>, Option<Box<str>>)> = "", list(value::kept_header), "keep-headers", ["THROUGHLINE_KEEP_HEADERS"];
             "Keep every exchange whose request carries one of these headers: x-debug, or x-tenant=blue for one value."
+    }
+    "Adapting" {
+        adaptive_rate: Ratio = "0.1", value::ratio, "adaptive-rate", ["THROUGHLINE_ADAPTIVE_RATE"];
+            "In hybrid mode, the share of new traces that is sampled while too much is slow or fails, if it is more than the sampler's. 0: never more."
+        adaptive_latency_ms: u64 = "1000", number::<0, 3_600_000>, "adaptive-latency", ["THROUGHLINE_ADAPTIVE_LATENCY"];
+            "Milliseconds: too much is slow while 1 in 100 exchanges takes longer. 0: slowness does not count."
+        adaptive_errors: Ratio = "0.05", value::ratio, "adaptive-errors", ["THROUGHLINE_ADAPTIVE_ERRORS"];
+            "The share of exchanges above which too much fails. 0: failures do not count."
+        adaptive_window_ms: u64 = "300000", number::<1000, 3_600_000>, "adaptive-window", ["THROUGHLINE_ADAPTIVE_WINDOW"];
+            "Milliseconds of the sliding window, which is judged ten times in its length. The rate falls back when the window is below four fifths of both thresholds."
+        spans_per_second: u64 = "0", number::<0, 1_000_000>, "spans-per-second", ["THROUGHLINE_SPANS_PER_SECOND"];
+            "Spans a second that the sidecar chooses to make, by whatever rule. Spans of traces that a caller chose, and of exchanges that a kept one waited for, are made all the same and count. 0: no bound."
     }
     "Messages" {
         event_context: EventContext = "rewrite", value::event_context, "cloudevents-traceparent", ["THROUGHLINE_CLOUDEVENTS_TRACEPARENT"];
@@ -371,6 +392,21 @@ impl Settings {
             service: service.to_owned(),
             recording: self.enabled() && self.traces_exporter != Exporter::None,
             sampler,
+            trust: match self.trust {
+                TrustName::Mesh => Trust::Mesh,
+                TrustName::Edge => Trust::Edge(Edge {
+                    operations: self.edge_operations.clone(),
+                    operations_max: usize::try_from(self.edge_operations_max).unwrap_or(usize::MAX),
+                    sampled_per_second: self.edge_sampled_per_second,
+                }),
+            },
+            adaptive: Adaptive {
+                rate: self.adaptive_rate,
+                latency_nanos: Some(self.adaptive_latency_ms * 1_000_000).filter(|nanos| *nanos > 0),
+                errors: Some(self.adaptive_errors).filter(|errors| errors.probability() > 0.0),
+                window_nanos: self.adaptive_window_ms * 1_000_000,
+            },
+            spans_per_second: self.spans_per_second,
             keep: Keep {
                 errors: self.keep_errors,
                 slow: self.keep_slow,

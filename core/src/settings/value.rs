@@ -218,6 +218,19 @@ pub(super) fn kept_header(text: &str) -> Result<(Box<str>, Option<Box<str>>), Wa
     }
 }
 
+/// `THROUGHLINE_TRUST`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TrustName {
+    /// Callers are of the mesh.
+    Mesh,
+    /// Callers are anybody.
+    Edge,
+}
+
+pub(super) fn trust(text: &str) -> Result<TrustName, Want> {
+    choice(text, &[("mesh", TrustName::Mesh), ("edge", TrustName::Edge)])
+}
+
 pub(super) fn event_context(text: &str) -> Result<EventContext, Want> {
     choice(text, &[("rewrite", EventContext::Rewrite), ("preserve", EventContext::Preserve)])
 }

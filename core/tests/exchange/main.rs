@@ -3,11 +3,15 @@
 //! exchange" in DESIGN.md.
 
 #[cfg(test)]
+mod adaptive;
+#[cfg(test)]
 mod context;
 #[cfg(test)]
 mod control;
 #[cfg(test)]
 mod crossing;
+#[cfg(test)]
+mod edge;
 #[cfg(test)]
 mod endings;
 #[cfg(test)]

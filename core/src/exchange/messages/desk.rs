@@ -16,13 +16,13 @@ use crate::exchange::record::Buffers;
 use crate::exchange::steer::Steer;
 use crate::exchange::tracer::Tracer;
 use crate::exchange::{Doubt, Exchange, Keeping, Now, Trace, Tracing};
-use crate::ids::{Flags, Ids};
+use crate::ids::{Flags, Ids, TraceId};
 use crate::limits::{MESSAGE_LINKS_MAX, PUBSUB_ATTRIBUTES_MAX};
 use crate::names::attribute;
 use crate::operation::Operation;
 use crate::otlp::{Attributes, Kind, Parent, link};
 use crate::propagation::traceparent::TraceParent;
-use crate::sampling::erase_probability;
+use crate::sampling::{Decision, erase_probability};
 
 /// An exchange's messages while its bodies are read: what is needed to decide, in one place.
 pub(super) struct Desk<'a, I> {
@@ -352,10 +352,14 @@ impl<'a, I: Ids> Desk<'a, I> {
         }
     }
 
+    fn decide(&self, trace_id: TraceId, parent_sampled: Option<bool>) -> Decision {
+        self.tracer.afford(self.steer, self.steer.decide(trace_id, parent_sampled), self.now)
+    }
+
     /// The exchange's span becomes a child of this context.
     pub(super) fn move_to(&mut self, context: TraceParent) {
         let sampled = context.flags.sampled();
-        let decision = self.steer.decide(context.trace_id, Some(sampled));
+        let decision = self.decide(context.trace_id, Some(sampled));
         if decision.sampled != sampled {
             erase_probability(&mut self.buffers.tracestate);
         }
@@ -396,7 +400,7 @@ impl<'a, I: Ids> Desk<'a, I> {
                 if (!publishes || !self.had_context()) && !self.is_forwarded_by_sidecar(context) =>
             {
                 let parent = Parent { span_id: context.span_id, remote: true };
-                let decision = self.steer.decide(context.trace_id, Some(context.flags.sampled()));
+                let decision = self.decide(context.trace_id, Some(context.flags.sampled()));
                 (context.trace_id, Some(parent), decision.sampled, context.flags)
             }
             Some(_) | None if publishes || self.direction == Direction::Inbound => {
@@ -405,7 +409,7 @@ impl<'a, I: Ids> Desk<'a, I> {
             }
             Some(_) | None => {
                 let trace_id = self.ids.trace_id();
-                let decision = self.steer.decide(trace_id, None);
+                let decision = self.decide(trace_id, None);
                 (trace_id, None, decision.sampled, Flags::start(decision.sampled))
             }
         };
