@@ -93,13 +93,15 @@ fn mistake(name: &str, value: &str, want: &str) -> Mistake {
 
 pub(super) struct Reader<'a> {
     sources: &'a Sources,
+    /// Keys whose values do not matter.
+    refused: Vec<String>,
     mistakes: Vec<Mistake>,
     warnings: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(sources: &'a Sources, rows: &[Row]) -> Self {
-        let mut reader = Self { sources, mistakes: Vec::new(), warnings: Vec::new() };
+        let mut reader = Self { sources, refused: Vec::new(), mistakes: Vec::new(), warnings: Vec::new() };
         reader.unknown_names(rows);
         reader
     }
@@ -131,11 +133,13 @@ impl<'a> Reader<'a> {
         let Sources { file, file_name, .. } = self.sources;
         if file.iter().any(|(name, _)| name == key) {
             self.mistakes.push(Mistake(format!("{key} in {file_name}: {why}")));
+            self.refused.push(key.to_owned());
         }
     }
 
     pub(super) fn value<T>(&mut self, row: &Row, read: &dyn Fn(&str) -> Result<T, Want>) -> Option<T> {
-        if let Some((name, value, origin)) = self.sources.look_up(row) {
+        let looked_up = self.sources.look_up(row).filter(|_| !self.refused.iter().any(|key| key == row.key));
+        if let Some((name, value, origin)) = looked_up {
             match read(value) {
                 Ok(value) => return Some(value),
                 Err(want) if row.lenient && origin == Origin::Environment => {
