@@ -74,9 +74,7 @@ macro_rules! settings {
         impl $name {
             fn read(reader: &mut $crate::settings::source::Reader<'_>) -> Option<Self> {
                 let mut rows = $rows.iter();
-                // Every row is read before the first mistake ends it, so that all are reported together.
-                $($( let $field = reader.value(rows.next()?, &$read); )*)*
-                Some(Self { $($( $field: $field?, )*)* })
+                Some(Self { $($( $field: reader.value(rows.next()?, &$read), )*)* })
             }
         }
     };

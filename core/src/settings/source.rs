@@ -137,22 +137,31 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn value<T>(&mut self, row: &Row, read: &dyn Fn(&str) -> Result<T, Want>) -> Option<T> {
-        let looked_up = self.sources.look_up(row).filter(|_| !self.refused.iter().any(|key| key == row.key));
-        if let Some((name, value, origin)) = looked_up {
+    /// The value of a row. A mistake is noted, and the default takes its place, so that all of them are told
+    /// together; none only where the default itself is wrong.
+    pub(super) fn value<T>(&mut self, row: &Row, read: &dyn Fn(&str) -> Result<T, Want>) -> T {
+        if let Some((name, value, origin)) = self.looked_up(row) {
             match read(value) {
-                Ok(value) => return Some(value),
-                Err(want) if row.lenient && origin == Origin::Environment => {
-                    let default = if row.default.is_empty() { "nothing" } else { row.default };
-                    self.warnings.push(format!("{}; taking {default}", mistake(&name, value, &want)));
-                }
-                Err(want) => {
-                    self.mistakes.push(mistake(&name, value, &want));
-                    return None;
-                }
+                Ok(value) => return value,
+                Err(want) => self.wrong(row, &name, value, &want, origin),
             }
         }
-        read(row.default).ok()
+        // A table whose own default is wrong could start nowhere; the tests read every default.
+        read(row.default).unwrap_or_else(|_| std::process::abort())
+    }
+
+    fn looked_up(&self, row: &Row) -> Option<(String, &'a str, Origin)> {
+        let refused = self.refused.iter().any(|key| key == row.key);
+        self.sources.look_up(row).filter(|_| !refused)
+    }
+
+    fn wrong(&mut self, row: &Row, name: &str, value: &str, want: &Want, origin: Origin) {
+        if row.lenient && origin == Origin::Environment {
+            let default = if row.default.is_empty() { "nothing" } else { row.default };
+            self.warnings.push(format!("{}; taking {default}", mistake(name, value, want)));
+        } else {
+            self.mistakes.push(mistake(name, value, want));
+        }
     }
 
     pub(super) fn finish<T>(self, value: Option<T>) -> Result<Found<T>, Vec<Mistake>> {
