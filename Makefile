@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The scripts look for what was built beside the source, whatever the user's own setting.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help demo test quick wasm bench-core fmt reference clean
+.PHONY: help demo test quick wasm bench bench-core budgets fmt reference clean
 
 help: ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -26,6 +26,17 @@ quick: ## lints and unit tests only, for the minutes between two edits
 wasm: ## the filter for Envoy: target/wasm/throughline.wasm
 	@scripts/setup wasm
 	@scripts/wasm
+
+bench: ## the sidecar and the filter beside their peers on this machine: docs/bench.md and its plots
+	@scripts/setup bench
+	@cargo build --release -p throughline-proxy
+	@$(MAKE) --no-print-directory wasm
+	@cargo build --release -p throughline-benches --bin throughline-bench
+	@target/release/throughline-bench side-by-side $(or $(ARGS),--write)
+
+budgets: ## instructions of core, and sizes, against benches/budgets.toml
+	@scripts/setup bench
+	@scripts/budgets $(ARGS)
 
 bench-core: ## what an exchange and an edited event cost in core: time and allocations
 	@scripts/setup demo

@@ -7,6 +7,8 @@ mod body;
 mod dial;
 mod headers;
 mod pool;
+#[cfg(test)]
+mod sizes;
 mod tunnel;
 
 use std::pin::Pin;

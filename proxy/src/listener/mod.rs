@@ -3,6 +3,8 @@
 
 mod detect;
 mod head;
+#[cfg(test)]
+mod sizes;
 
 use std::io;
 use std::net::SocketAddr;
