@@ -1,11 +1,12 @@
-//! The demo: a small shop with one real `throughline-proxy` in front of each service. Starts all
-//! of it, sends a few requests, draws each trace, and stays up for curl and the browser. Holds no
+//! The demo: a small shop with one real `throughline-proxy`, or one real Envoy with the filter, in front of
+//! each service. Starts all of it, sends a few requests, draws each trace, and stays up for curl and the browser. Holds no
 //! tracing of its own: what it draws is what the sidecars exported.
 
 mod args;
 mod broker;
 mod call;
 mod demo_broker;
+mod envoy;
 mod process;
 mod receiver;
 mod screen;
@@ -26,13 +27,14 @@ use http::Request;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::{Asked, Options, Stay};
+use crate::args::{Asked, Host, Options, Stay};
 use crate::broker::Broker;
+use crate::envoy::Envoy;
 use crate::process::{Pids, Processes};
 use crate::receiver::Receiver;
 use crate::screen::Screen;
 use crate::shop::App;
-use crate::sidecars::{Plan, Sidecars};
+use crate::sidecars::{Plan, Program, Sidecars};
 use crate::trace::{Expected, Kind, TraceId};
 
 /// The longest wait for the spans of one of the demo's own requests.
@@ -179,9 +181,12 @@ fn end_sidecars_on_panic(pids: Pids) {
 }
 
 async fn demo(options: &Options, pids: Pids) -> Result<(), End> {
-    let binary = sidecar_binary(options.proxy.as_deref())?;
+    let program = match options.host {
+        Host::Sidecar => Program::Proxy(sidecar_binary(options.proxy.as_deref())?),
+        Host::Envoy => Program::Envoy(Envoy::find(options.envoy.as_deref(), options.module.as_deref())?),
+    };
     let mut signals = Signals::listen().map_err(|error| format!("no signal handlers: {error}"))?;
-    let mut sidecars = Sidecars::new(binary, Processes::new(pids.clone()));
+    let mut sidecars = Sidecars::new(program, Processes::new(pids.clone()));
     let mut brokers = Processes::new(pids);
     let screen = Screen::open(options.color);
     let outcome = tokio::select! {
@@ -243,9 +248,10 @@ async fn story(
     let shop = open_shop(entrance, receiver.address(), broker.address(), sidecars).await?;
     let sidecars = &*sidecars;
     screen.say(&format!(
-        "Throughline demo: a shop of {count} services, one throughline-proxy in front of each.\n\
+        "Throughline demo: a shop of {count} services, one {what} in front of each.\n\
          No service makes spans; what follows is what the sidecars exported.\n{broker}\n\n{legend}",
         count = sidecars.len(),
+        what = sidecars.what(),
         broker = broker.introduction(),
         legend = waterfall::legend(&screen.look()),
     ))?;

@@ -1,5 +1,5 @@
-//! The sidecars: real `throughline-proxy` processes, one per service. Starts them and waits until they
-//! are ready; [`crate::process`] ends them.
+//! What stands in front of each service: a real `throughline-proxy` process, or a real Envoy with the filter
+//! ([`crate::envoy`]). Starts them and waits until they are ready; [`crate::process`] ends them.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,13 @@ use tokio::process::Command;
 use tokio::sync::watch;
 
 use crate::call;
+use crate::envoy::Envoy;
 use crate::process::{Process, Processes, STOP_TIMEOUT};
 
 /// A sidecar is ready within this time, or the demo gives up.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The pause between two questions to `/readyz`.
-const READY_PAUSE: Duration = Duration::from_millis(10);
+/// The pause between two questions whether it is.
+pub(crate) const READY_PAUSE: Duration = Duration::from_millis(10);
 /// What sidecars get for draining, and with it they are ended before they would be killed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const _: () = assert!(DRAIN_TIMEOUT.as_millis() < STOP_TIMEOUT.as_millis());
@@ -48,37 +49,52 @@ pub(crate) struct Plan<'a> {
 pub(crate) struct Listeners {
     pub(crate) inbound: SocketAddr,
     pub(crate) outbound: SocketAddr,
-    admin: SocketAddr,
 }
 
-/// The sidecar's program, and the processes that run it.
+/// What runs in front of each service.
+pub(crate) enum Program {
+    /// This `throughline-proxy`.
+    Proxy(PathBuf),
+    /// This Envoy.
+    Envoy(Envoy),
+}
+
+/// The sidecars' program, and the processes that run it.
 pub(crate) struct Sidecars {
-    binary: PathBuf,
+    program: Program,
     processes: Processes,
 }
 
 impl Sidecars {
-    pub(crate) fn new(binary: PathBuf, processes: Processes) -> Sidecars {
-        Sidecars { binary, processes }
+    pub(crate) fn new(program: Program, processes: Processes) -> Sidecars {
+        Sidecars { program, processes }
     }
 
-    /// Starts a sidecar and waits until it says that it is ready.
+    /// Starts a sidecar and waits until it is ready.
     pub(crate) async fn start(&mut self, plan: &Plan<'_>) -> Result<Listeners, String> {
-        self.run(plan.service, command(&self.binary, plan)).await
+        match &self.program {
+            Program::Proxy(binary) => self.run(plan.service, command(binary, plan)).await,
+            Program::Envoy(envoy) => envoy.start(plan, &mut self.processes).await,
+        }
+    }
+
+    /// What one of them is called.
+    pub(crate) fn what(&self) -> &'static str {
+        match &self.program {
+            Program::Proxy(_) => "throughline-proxy",
+            Program::Envoy(_) => "Envoy with Throughline's filter",
+        }
     }
 
     async fn run(&mut self, service: &'static str, command: Command) -> Result<Listeners, String> {
         let (ready, awaited) = watch::channel(None);
         let heard = move |line: &str| {
-            if let Some(listeners) = listeners(line) {
-                ready.send_replace(Some(listeners));
+            if let Some(told) = told(line) {
+                ready.send_replace(Some(told));
             }
         };
         let mut process = self.processes.start(&format!("the sidecar of {service}"), command, heard)?;
-        let ready = tokio::time::timeout(READY_TIMEOUT, readiness(awaited, &mut process)).await;
-        ready
-            .unwrap_or_else(|_| Err(format!("was not ready within {} s", READY_TIMEOUT.as_secs())))
-            .map_err(|reason| process.complaint(&reason))
+        in_time(readiness(awaited, &mut process)).await.map_err(|reason| process.complaint(&reason))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -129,33 +145,41 @@ fn command(binary: &Path, plan: &Plan<'_>) -> Command {
     command
 }
 
-/// Reads the log line that says where the sidecar listens.
-fn listeners(line: &str) -> Option<Listeners> {
+/// Where a `throughline-proxy` listens.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    listeners: Listeners,
+    admin: SocketAddr,
+}
+
+/// Reads the log line that says where it listens.
+fn told(line: &str) -> Option<Told> {
     let line: Value = serde_json::from_str(line).ok()?;
     if line.get("message")?.as_str()? != "ready" {
         return None;
     }
     let address = |name: &str| line.get(name)?.as_str()?.parse().ok();
-    Some(Listeners { inbound: address("inbound")?, outbound: address("outbound")?, admin: address("admin")? })
+    let listeners = Listeners { inbound: address("inbound")?, outbound: address("outbound")? };
+    Some(Told { listeners, admin: address("admin")? })
 }
 
 async fn readiness(
-    mut ready: watch::Receiver<Option<Listeners>>,
+    mut ready: watch::Receiver<Option<Told>>,
     process: &mut Process,
 ) -> Result<Listeners, String> {
     let logged = async {
         // An error means that the log has ended: then the exit has the reason.
-        match ready.wait_for(Option::is_some).await.map(|listeners| *listeners) {
-            Ok(Some(listeners)) => listeners,
+        match ready.wait_for(Option::is_some).await.map(|told| *told) {
+            Ok(Some(told)) => told,
             Ok(None) | Err(_) => std::future::pending().await,
         }
     };
     let listening = async {
-        let listeners = logged.await;
-        while !says_ready(listeners.admin).await {
+        let told = logged.await;
+        while !says_ready(told.admin, "/readyz").await {
             tokio::time::sleep(READY_PAUSE).await;
         }
-        listeners
+        told.listeners
     };
     tokio::select! {
         reason = process.end() => Err(reason),
@@ -163,8 +187,16 @@ async fn readiness(
     }
 }
 
-async fn says_ready(admin: SocketAddr) -> bool {
-    let request = Request::get("/readyz").header("host", admin.to_string()).body(Bytes::new());
+/// Gives up what takes too long to become ready.
+pub(crate) async fn in_time<T>(ready: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    tokio::time::timeout(READY_TIMEOUT, ready)
+        .await
+        .unwrap_or_else(|_| Err(format!("was not ready within {} s", READY_TIMEOUT.as_secs())))
+}
+
+/// Whether an admin port answers 200.
+pub(crate) async fn says_ready(admin: SocketAddr, path: &str) -> bool {
+    let request = Request::get(path).header("host", admin.to_string()).body(Bytes::new());
     let Ok(request) = request else { return false };
     call::exchange(admin, request).await.is_ok_and(|answer| answer.status() == StatusCode::OK)
 }
@@ -182,16 +214,17 @@ mod tests {
     }
 
     fn sidecars() -> Sidecars {
-        Sidecars::new("/nowhere/throughline-proxy".into(), Processes::new(Pids::default()))
+        Sidecars::new(Program::Proxy("/nowhere/throughline-proxy".into()), Processes::new(Pids::default()))
     }
 
     #[test]
     fn the_ready_line_tells_where_it_listens() {
         let line = r#"{"level":"info","message":"ready","inbound":"127.0.0.1:1","outbound":"127.0.0.1:2","admin":"127.0.0.1:3"}"#;
-        let read = listeners(line).map(|l| [l.inbound.port(), l.outbound.port(), l.admin.port()]);
+        let read =
+            told(line).map(|t| [t.listeners.inbound, t.listeners.outbound, t.admin].map(|at| at.port()));
         assert_eq!(read, Some([1, 2, 3]));
-        assert!(listeners(r#"{"message":"draining"}"#).is_none());
-        assert!(listeners("ready").is_none());
+        assert!(told(r#"{"message":"draining"}"#).is_none());
+        assert!(told("ready").is_none());
     }
 
     #[tokio::test]
