@@ -40,9 +40,7 @@ quick: ## lints and unit tests only, for the minutes between two edits
 
 wasm: ## the filter for Envoy: target/wasm/throughline.wasm
 	@scripts/setup wasm
-	@cargo build --profile wasm --target wasm32-wasip1 -p throughline-wasm-filter
-	@mkdir -p target/wasm && cp target/wasm32-wasip1/wasm/throughline.wasm target/wasm/throughline.wasm
-	@ls -l target/wasm/throughline.wasm | awk '{ print $$5 " bytes: " $$9 }'
+	@scripts/wasm
 
 bench-core: ## what an exchange and an edited event cost in core: time and allocations
 	@scripts/setup demo

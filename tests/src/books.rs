@@ -76,6 +76,20 @@ impl Books {
         self.sum("throughline_spans_dropped_total", &[("reason", reason)])
     }
 
+    /// How often Envoy has loaded our module again after it failed, and tried to.
+    pub fn reloads(&self) -> u64 {
+        self.rows
+            .iter()
+            .filter(|(name, _, _)| name.contains("vm_reload"))
+            .map(|(_, _, value)| *value as u64)
+            .sum()
+    }
+
+    /// Whether created = exported + held + dropped.
+    pub fn is_balanced(&self) -> bool {
+        self.created() == self.exported() + self.held() + self.dropped()
+    }
+
     /// created = exported + held + dropped, exactly.
     pub fn assert_balanced(&self) {
         let (created, exported, held, dropped) =

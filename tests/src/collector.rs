@@ -200,6 +200,9 @@ impl Collector {
 impl Drop for Collector {
     fn drop(&mut self) {
         self.accepting.abort();
+        if !std::thread::panicking() {
+            crate::canonical::keep(self.accepted());
+        }
     }
 }
 

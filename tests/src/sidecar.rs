@@ -1,17 +1,51 @@
 //! The sidecar as a real process: started with flags and environment as a user would, ready when it says so,
-//! ended by its own process id. What it wrote is kept, and shown when a scenario fails.
+//! ended by its own process id. What it wrote is kept, and shown when a scenario fails. Where the scenarios are run
+//! against Envoy, a plan starts that instead.
 
+use std::collections::BTreeMap;
+use std::future::Future;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::books::Books;
+use crate::envoy::{self, Bootstrap, Launch};
+use crate::pki::Folder;
 use crate::wait::{eventually, within};
+
+/// Who runs `core` in a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// `throughline-proxy`.
+    Sidecar,
+    /// Envoy with our filter.
+    Envoy,
+}
+
+impl Host {
+    /// The one that `THROUGHLINE_TESTS_HOST` names; the sidecar unless it says `envoy`.
+    pub fn asked() -> Host {
+        match std::env::var("THROUGHLINE_TESTS_HOST").as_deref() {
+            Err(_) | Ok("" | "sidecar") => Host::Sidecar,
+            Ok("envoy") => Host::Envoy,
+            Ok(other) => panic!("THROUGHLINE_TESTS_HOST={other:?}: want sidecar or envoy"),
+        }
+    }
+
+    /// As files and rows name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Host::Sidecar => "sidecar",
+            Host::Envoy => "envoy",
+        }
+    }
+}
 
 /// Which build of the sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +91,8 @@ pub struct Plan {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     hosts: Option<PathBuf>,
+    host: Host,
+    workers: u32,
 }
 
 impl Plan {
@@ -68,6 +104,8 @@ impl Plan {
             arguments: Vec::new(),
             environment: Vec::new(),
             hosts: None,
+            host: Host::asked(),
+            workers: 1,
         }
     }
 
@@ -135,8 +173,62 @@ impl Plan {
         self
     }
 
+    /// Chooses the host, whatever the others run on.
+    pub fn on(mut self, host: Host) -> Plan {
+        self.host = host;
+        self
+    }
+
+    /// How many workers Envoy is to have.
+    pub fn workers(mut self, workers: u32) -> Plan {
+        self.workers = workers;
+        self
+    }
+
+    /// The flags, and below them the file that `--config` names.
+    pub(crate) fn flags(&self) -> BTreeMap<String, String> {
+        let mut flags = BTreeMap::new();
+        let mut arguments = self.arguments.iter();
+        while let Some(argument) = arguments.next() {
+            let flag = argument.strip_prefix("--").unwrap_or_else(|| panic!("{argument} is no flag"));
+            let (name, value) = match flag.split_once('=') {
+                Some((name, value)) => (name, value.to_owned()),
+                None => (flag, arguments.next().unwrap_or_else(|| panic!("{argument}: no value")).clone()),
+            };
+            flags.insert(name.to_owned(), value);
+        }
+        for (name, value) in flags.get("config").map(|path| settings_of(path)).unwrap_or_default() {
+            flags.entry(name).or_insert(value);
+        }
+        flags
+    }
+
+    /// The environment.
+    pub(crate) fn environments(&self) -> &[(String, String)] {
+        &self.environment
+    }
+
+    /// Every setting by its key, wherever it was set.
+    pub(crate) fn settings(&self) -> BTreeMap<String, String> {
+        let key = |name: &str| {
+            name.strip_prefix("THROUGHLINE_").unwrap_or(name).to_ascii_lowercase().replace('_', "-")
+        };
+        let mut all: BTreeMap<_, _> =
+            self.environment.iter().map(|(name, value)| (key(name), value.clone())).collect();
+        all.extend(self.flags());
+        all
+    }
+
     /// Starts the process and waits until it says that it is ready.
     pub async fn start(self) -> Sidecar {
+        if self.host == Host::Envoy {
+            let through = self.hosts.as_deref().map(own_hosts).unwrap_or_default();
+            let launch = Launch { workers: self.workers, through };
+            let patience = self.settings().get("drain-timeout").and_then(|text| text.parse().ok());
+            let mut sidecar = Bootstrap::of(&self).start_with(&self.name, launch).await;
+            sidecar.patience = patience.map_or(sidecar.patience, Duration::from_millis);
+            return sidecar;
+        }
         let mut running = self.spawn();
         let ready = running.ready().await;
         let address = |side: &str| ready[side].as_str().and_then(|text| text.parse().ok());
@@ -144,7 +236,10 @@ impl Plan {
             inbound: address("inbound"),
             outbound: address("outbound"),
             admin: address("admin").unwrap_or_else(|| panic!("no admin address in {ready}")),
+            host: Host::Sidecar,
+            patience: SETTLING,
             running,
+            _folder: None,
         }
     }
 
@@ -160,10 +255,9 @@ impl Plan {
         let mut command = match &self.hosts {
             None => Command::new(&binary),
             Some(file) => {
-                let mut command = Command::new("unshare");
-                command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
-                command.arg(r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#);
-                command.arg("sh").arg(file).arg(&binary);
+                let words = own_hosts(file);
+                let mut command = Command::new(&words[0]);
+                command.args(&words[1..]).arg(&binary);
                 command
             }
         };
@@ -172,6 +266,28 @@ impl Plan {
         Running::spawn(&self.name, command)
     }
 }
+
+/// The words before a command that give it this file as `/etc/hosts`.
+fn own_hosts(file: &Path) -> Vec<String> {
+    let script = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#;
+    let words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"];
+    words.into_iter().map(str::to_owned).chain([file.display().to_string()]).collect()
+}
+
+/// The settings of a YAML file; lists as the flags have them.
+fn settings_of(path: &str) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(path).expect("a file of settings");
+    let all: BTreeMap<String, Value> = serde_yaml::from_str(&text).expect("settings");
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let written = |value: Value| match value {
+        Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(","),
+        other => plain(&other),
+    };
+    all.into_iter().map(|(name, value)| (name, written(value))).collect()
+}
+
+/// How long Envoy may take to send what it holds before it is ended, which loses the rest.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// A process that ended by itself.
 #[derive(Debug)]
@@ -184,17 +300,43 @@ pub struct Ended {
     pub stdout: Vec<String>,
 }
 
-/// A ready sidecar.
+/// A ready sidecar, or Envoy in its place.
 #[derive(Debug)]
 pub struct Sidecar {
     inbound: Option<SocketAddr>,
     outbound: Option<SocketAddr>,
     /// Its admin port.
     pub admin: SocketAddr,
+    host: Host,
+    patience: Duration,
     running: Running,
+    _folder: Option<Folder>,
 }
 
 impl Sidecar {
+    /// A ready Envoy with the ports of its sides.
+    pub(crate) fn envoy(
+        running: Running,
+        folder: Folder,
+        admin: SocketAddr,
+        side: impl Fn(&str) -> Option<SocketAddr>,
+    ) -> Sidecar {
+        let (inbound, outbound) = (side("inbound"), side("outbound"));
+        let patience = SETTLING;
+        Sidecar { inbound, outbound, admin, host: Host::Envoy, patience, running, _folder: Some(folder) }
+    }
+
+    /// Waits no longer than this for spans to leave when it is ended.
+    pub fn waiting_at_most(mut self, patience: Duration) -> Sidecar {
+        self.patience = patience;
+        self
+    }
+
+    /// Its process id.
+    pub fn process(&self) -> u32 {
+        self.running.child.id()
+    }
+
     /// Its inbound port.
     pub fn inbound(&self) -> SocketAddr {
         self.inbound.expect("a sidecar with an inbound side")
@@ -222,9 +364,14 @@ impl Sidecar {
 
     /// Its numbers, which must balance.
     pub async fn books(&self) -> Books {
-        let books = Books::of(self.admin).await;
-        books.assert_balanced();
-        books
+        match self.host {
+            Host::Envoy => envoy::balanced(self.admin).await,
+            Host::Sidecar => {
+                let books = Books::of(self.admin).await;
+                books.assert_balanced();
+                books
+            }
+        }
     }
 
     /// Waits until its numbers, which must balance at every look, are as wanted.
@@ -271,11 +418,15 @@ impl Sidecar {
 
     /// SIGTERM; the exit must be clean and nothing may have panicked.
     pub async fn end(mut self) -> Ended {
+        if self.host == Host::Envoy {
+            envoy::settled(self.admin, self.patience).await;
+        }
         self.terminate();
         let code = self.exit().await;
         let ended = self.running.ended(code).await;
         assert_eq!(code, Some(0), "{} did not end cleanly", self.running.name);
-        let panicked = ended.stderr.iter().find(|line| line.contains("panicked at"));
+        let failed = |line: &&String| envoy::FAILURES.iter().any(|words| line.contains(words));
+        let panicked = ended.stderr.iter().find(failed);
         assert!(panicked.is_none(), "{} panicked: {panicked:?}", self.running.name);
         ended
     }
@@ -302,7 +453,14 @@ impl Sidecar {
 
     /// Waits for a line of its own log.
     pub async fn logged(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        self.running.stderr.json("a log line", wanted).await
+        // Envoy's word for the level.
+        let ours = |mut line: Value| {
+            if line["level"] == "warning" {
+                line["level"] = "warn".into();
+            }
+            line
+        };
+        self.running.stderr.json("a log line", |line| wanted(&ours(line.clone()))).await
     }
 }
 
@@ -329,9 +487,15 @@ impl Running {
             let line: Value = serde_json::from_str(line).ok()?;
             (line["message"] == "ready").then_some(line)
         };
-        let (name, stderr) = (self.name.clone(), self.stderr.clone());
+        let stderr = self.stderr.clone();
+        self.unless_it_ends(stderr.line("the line that says ready", is_ready)).await
+    }
+
+    /// What a process that must not end by then is waited for.
+    pub(crate) async fn unless_it_ends<T>(&mut self, waiting: impl Future<Output = T>) -> T {
+        let name = self.name.clone();
         tokio::select! {
-            ready = stderr.line("the line that says ready", is_ready) => ready,
+            outcome = waiting => outcome,
             code = self.exit() => panic!("{name} ended with {code:?} instead of getting ready"),
         }
     }

@@ -116,6 +116,11 @@ impl Span {
         self.attributes.contains_key(key)
     }
 
+    /// All attributes.
+    pub fn attributes(&self) -> &BTreeMap<String, Value> {
+        &self.attributes
+    }
+
     /// The service that the span's resource names.
     pub fn service(&self) -> &str {
         self.resource.get("service.name").and_then(Value::as_str).unwrap_or("")

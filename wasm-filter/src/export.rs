@@ -78,7 +78,7 @@ impl Target {
             authority: format!("{host}:{}", otlp.port),
             path: otlp.path,
             // Names go on the wire in lower case (RFC 9113 §8.2).
-            headers: otlp.headers.into_iter().map(|(key, value)| (key.to_lowercase(), value)).collect(),
+            headers: otlp.headers.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect(),
             timeout: Duration::from_millis(otlp.timeout_ms.min(settings.bsp_export_timeout_ms)),
         }
     }

@@ -89,7 +89,7 @@ impl Context for Root {
 impl RootContext for Root {
     fn on_configure(&mut self, bytes: usize) -> bool {
         let configuration = host::bytes(Buffer::Configuration, bytes.min(CONFIGURATION_BYTES_MAX));
-        let found = match settings::read(&configuration, host::environment()) {
+        let (found, said) = match settings::read(&configuration, host::environment()) {
             Ok(found) => found,
             Err(mistakes) => {
                 for mistake in mistakes {
@@ -107,7 +107,7 @@ impl RootContext for Root {
         host::tick_every(period);
         host::log(Level::Debug, &format!("throughline {VERSION}: service {}", settings.service().0));
         let direct = filter.direction;
-        let worker = Worker::of(settings, filter);
+        let worker = Worker::of(said, settings, filter);
         worker.tell();
         self.plugin = Some(Plugin { worker, direct, period });
         true

@@ -6,15 +6,23 @@ use throughline_settings_file::pairs;
 /// What the configuration is called in messages.
 const NAME: &str = "the plugin configuration";
 
+/// What was said, but for the direction: plugins of which this is the same share a worker.
+pub(crate) type Said = Vec<(String, String)>;
+
+/// Everything that was read.
+pub(crate) type Read = (Found<(Settings, Filter)>, Said);
+
 /// Reads both; the error is every mistake, one a line.
-pub(crate) fn read(
-    configuration: &[u8],
-    env: Vec<(String, String)>,
-) -> Result<Found<(Settings, Filter)>, Vec<String>> {
+pub(crate) fn read(configuration: &[u8], env: Vec<(String, String)>) -> Result<Read, Vec<String>> {
     let text = std::str::from_utf8(configuration).map_err(|_| vec![format!("{NAME}: want UTF-8")])?;
     let file = pairs(text, NAME)?;
     let sources = Sources { flags: Vec::new(), env, file, file_name: NAME.to_owned() };
-    Filter::resolve(&sources).map_err(|found| found.iter().map(ToString::to_string).collect())
+    let found: Result<_, Vec<String>> =
+        Filter::resolve(&sources).map_err(|found| found.iter().map(ToString::to_string).collect());
+    let mut said = sources.file;
+    said.retain(|(key, _)| key != "direction");
+    said.sort();
+    Ok((found?, said))
 }
 
 #[cfg(test)]
@@ -23,8 +31,15 @@ mod tests {
 
     #[test]
     fn an_empty_configuration_is_a_good_one() {
-        let found = read(b"", vec![("OTEL_SERVICE_NAME".into(), "orders".into())]).unwrap().value;
-        assert_eq!(found.0.service().0, "orders");
+        let found = read(b"", vec![("OTEL_SERVICE_NAME".into(), "orders".into())]).unwrap().0;
+        assert_eq!(found.value.0.service().0, "orders");
+    }
+
+    #[test]
+    fn plugins_that_differ_in_their_direction_alone_say_the_same() {
+        let said = |text: &str| read(text.as_bytes(), Vec::new()).unwrap().1;
+        assert_eq!(said("direction: inbound\nroutes: /a\n"), said("routes: /a\ndirection: outbound\n"));
+        assert_ne!(said("routes: /a\n"), said("routes: /b\n"));
     }
 
     #[test]

@@ -2,8 +2,6 @@
 //! them. A label is written into the name (`throughline_spans_dropped.reason.queue_full`); the bootstrap's
 //! `stats_tags` take it out again.
 
-use std::collections::HashMap;
-
 use throughline_core::batch::{Books, Dropped};
 use throughline_core::exchange::Tracer;
 
@@ -50,7 +48,7 @@ impl Counts {
 /// What this worker has told so far.
 #[derive(Default, Debug)]
 pub(crate) struct Told {
-    metrics: HashMap<String, (Metric, u64)>,
+    metrics: Vec<(String, Metric, u64)>,
 }
 
 impl Told {
@@ -113,11 +111,13 @@ impl Told {
     }
 
     fn set(&mut self, name: &str, value: u64, define: impl FnOnce(&str) -> Option<Metric>) {
-        if !self.metrics.contains_key(name) {
+        if !self.metrics.iter().any(|(known, ..)| known == name) {
             let Some(metric) = define(name) else { return };
-            self.metrics.insert(name.to_owned(), (metric, 0));
+            self.metrics.push((name.to_owned(), metric, 0));
         }
-        let Some((metric, told)) = self.metrics.get_mut(name) else { return };
+        let Some((_, metric, told)) = self.metrics.iter_mut().find(|(known, ..)| known == name) else {
+            return;
+        };
         if *told != value {
             metric.add(value.wrapping_sub(*told).cast_signed());
             *told = value;

@@ -6,11 +6,12 @@ use std::rc::{Rc, Weak};
 
 use throughline_core::batch::{Batch, Bounds};
 use throughline_core::exchange::Tracer;
-use throughline_core::settings::{Direct, Filter, Settings};
+use throughline_core::settings::{Filter, Settings};
 
 use crate::crossing::Crossing;
 use crate::export::Export;
 use crate::host;
+use crate::settings::Said;
 use crate::stats::{Counts, Told};
 
 /// Bytes of all bodies that wait in one VM: some hundred usual ones, or forty of the largest.
@@ -44,20 +45,18 @@ pub(crate) struct Waiting {
 }
 
 thread_local! {
-    static WORKERS: RefCell<Vec<(String, Weak<Worker>)>> = const { RefCell::new(Vec::new()) };
+    static WORKERS: RefCell<Vec<(Said, Weak<Worker>)>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Worker {
     /// The worker of these settings: plugins that differ in their direction alone share one.
-    pub(crate) fn of(settings: Settings, filter: Filter) -> Rc<Self> {
-        let shared = Filter { direction: Direct::Auto, ..filter };
-        let key = settings.service().0.to_owned();
+    pub(crate) fn of(said: Said, settings: Settings, filter: Filter) -> Rc<Self> {
         WORKERS.with_borrow_mut(|workers| {
             workers.retain(|(_, worker)| worker.strong_count() > 0);
-            let known = workers.iter().find(|(of, _)| *of == key).and_then(|(_, worker)| worker.upgrade());
+            let known = workers.iter().find(|(of, _)| *of == said).and_then(|(_, worker)| worker.upgrade());
             known.unwrap_or_else(|| {
-                let worker = Rc::new(Self::new(settings, shared));
-                workers.push((key, Rc::downgrade(&worker)));
+                let worker = Rc::new(Self::new(settings, filter));
+                workers.push((said, Rc::downgrade(&worker)));
                 worker
             })
         })

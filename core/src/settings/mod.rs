@@ -63,7 +63,7 @@ macro_rules! settings {
                 key: $key,
                 env: &[$($env),*],
                 default: $default,
-                help: $help,
+                help: $crate::settings::shown($help),
                 lenient: $crate::settings::settings!(@lenient $($lenient)?),
             }, )*)*
         ];
@@ -235,6 +235,11 @@ settings! {
         worker_threads: u64 = "0", number::<0, 256>, "worker-threads", ["THROUGHLINE_WORKER_THREADS"];
             "Threads that serve requests. 0: one for each core, two at the most."
     }
+}
+
+/// A sentence of help, left out where nobody can ask for it: in Envoy.
+const fn shown(help: &'static str) -> &'static str {
+    if cfg!(target_os = "wasi") { "" } else { help }
 }
 
 /// Settings that make no sense together.

@@ -55,7 +55,7 @@ pub(super) fn number<const LEAST: u64, const MOST: u64>(text: &str) -> Result<u6
 }
 
 pub(super) fn ratio(text: &str) -> Result<Ratio, Want> {
-    text.parse().ok().and_then(Ratio::new).ok_or_else(|| "a ratio from 0 to 1".into())
+    Ratio::parse(text).ok_or_else(|| "a ratio from 0 to 1".into())
 }
 
 pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, Want> {
