@@ -25,6 +25,9 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// The least time between two lines of log.
 const LOG_EVERY_MS: u64 = 10_000;
 
+/// How the sender names itself.
+const AGENT: &str = concat!("throughline/", env!("CARGO_PKG_VERSION"));
+
 /// Where one signal goes.
 #[derive(Debug)]
 struct Target {
@@ -87,8 +90,8 @@ impl Target {
         match self.protocol {
             Protocol::Grpc => {
                 let service = self.path.trim_start_matches('/').trim_end_matches("/Export");
-                let metadata =
-                    self.headers.iter().map(|(key, value)| (key.as_str(), value.as_bytes())).collect();
+                let mut metadata = vec![("user-agent", AGENT.as_bytes())];
+                metadata.extend(self.headers.iter().map(|(key, value)| (key.as_str(), value.as_bytes())));
                 host::call_grpc(&self.cluster, &self.authority, service, metadata, body, self.timeout)
             }
             Protocol::HttpProtobuf => {
@@ -97,7 +100,7 @@ impl Target {
                     (":path", self.path.as_str()),
                     (":authority", self.authority.as_str()),
                     ("content-type", "application/x-protobuf"),
-                    ("user-agent", concat!("throughline/", env!("CARGO_PKG_VERSION"))),
+                    ("user-agent", AGENT),
                 ];
                 headers.extend(self.headers.iter().map(|(key, value)| (key.as_str(), value.as_str())));
                 host::call_http(&self.cluster, headers, Some(body), self.timeout)

@@ -12,7 +12,7 @@ use throughline_core::settings::{Direct, Settings};
 use crate::host::{self, Buffer, Half, Level};
 use crate::settings;
 use crate::stream::Stream;
-use crate::worker::Worker;
+use crate::worker::{Pace, Worker};
 
 /// Bytes of a configuration that are read.
 const CONFIGURATION_BYTES_MAX: usize = 1024 * 1024;
@@ -31,6 +31,7 @@ struct Plugin {
     worker: Rc<Worker>,
     direct: Direct,
     period: Duration,
+    pace: Pace,
 }
 
 impl Root {
@@ -109,12 +110,12 @@ impl RootContext for Root {
         let direct = filter.direction;
         let worker = Worker::of(said, settings, filter);
         worker.tell();
-        self.plugin = Some(Plugin { worker, direct, period });
+        self.plugin = Some(Plugin { worker, direct, period, pace: Pace::default() });
         true
     }
 
     fn on_tick(&mut self) {
-        let Some(Plugin { worker, period, .. }) = &self.plugin else { return };
+        let Some(Plugin { worker, period, pace, .. }) = &self.plugin else { return };
         let now = host::now();
         // Heads that wait too long for a body go on without being read.
         let due: Vec<_> = {
@@ -130,23 +131,19 @@ impl RootContext for Root {
             worker.counts.borrow_mut().released += 1;
             host::go_on(one.stream, Half::Request, self.id);
         }
-        let hurried = worker.hurried.replace(false);
         let mut export = worker.export.borrow_mut();
         export.flush(worker, self.id, now, false);
         export.push_metrics(worker, self.id, now);
         drop(export);
         worker.crossing.look();
         worker.tell();
-        if hurried && worker.waiting.borrow().is_empty() {
-            host::tick_every(*period);
-        } else if hurried {
-            worker.hurried.set(true);
-        }
+        let waits = !worker.waiting.borrow().is_empty();
+        pace.rest(*period, waits);
     }
 
     fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
         let plugin = self.plugin.as_ref()?;
-        Some(Box::new(Stream::new(id, Rc::clone(&plugin.worker), plugin.direct)))
+        Some(Box::new(Stream::new(id, Rc::clone(&plugin.worker), plugin.direct, plugin.pace.clone())))
     }
 
     fn get_type(&self) -> Option<ContextType> {

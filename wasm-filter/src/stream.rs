@@ -19,15 +19,13 @@ use throughline_core::settings::Direct;
 
 use crate::host::{self, Buffer, Headers, Map};
 use crate::outcome::{self, Ending};
-use crate::worker::{Waiting, Worker};
+use crate::worker::{Pace, Waiting, Worker};
 
 /// How long the beginning of a body that may be a push is waited for: a push comes in one piece.
 const GLANCE_NANOS: u64 = 100_000_000;
 /// How long the beginning of a body with messages is waited for. Where Envoy was not told that heads may be held,
 /// no body ever comes, and the request goes on after this.
 const PATIENCE_NANOS: u64 = 1_000_000_000;
-/// How often the root looks whether a head has waited long enough.
-const WATCH: std::time::Duration = std::time::Duration::from_millis(25);
 /// Bytes by which a push is known.
 const GLANCE_BYTES: usize = 4096;
 /// Bytes of the request of a stream in which its first message is looked for.
@@ -39,6 +37,7 @@ pub(crate) struct Stream {
     id: u32,
     worker: Rc<Worker>,
     direct: Direct,
+    pace: Pace,
     exchange: Option<Exchange>,
     wanted: Wanted,
     request: Request,
@@ -81,11 +80,12 @@ enum Response {
 }
 
 impl Stream {
-    pub(crate) fn new(id: u32, worker: Rc<Worker>, direct: Direct) -> Self {
+    pub(crate) fn new(id: u32, worker: Rc<Worker>, direct: Direct, pace: Pace) -> Self {
         Self {
             id,
             worker,
             direct,
+            pace,
             exchange: None,
             wanted: Wanted::Nothing,
             request: Request::Passing,
@@ -207,9 +207,7 @@ impl Stream {
         let until_mono_nanos = host::now().mono_nanos + nanos;
         let one = Waiting { stream: self.id, until_mono_nanos, released: Rc::clone(&released) };
         self.worker.waiting.borrow_mut().push(one);
-        if !self.worker.hurried.replace(true) {
-            host::tick_every(WATCH);
-        }
+        self.pace.soon();
         released
     }
 
@@ -396,10 +394,8 @@ impl Stream {
             tracer.end(exchange, outcome::outcome(ending), host::now(), &mut *sink);
             sink.ready()
         };
-        // Calls are a root's business: it is asked to tick at once.
-        if ready && !self.worker.hurried.replace(true) {
-            host::tick_every(std::time::Duration::from_millis(1));
-        }
+        // Calls and numbers are a root's business.
+        if ready { self.pace.now() } else { self.pace.soon() }
     }
 }
 
@@ -408,6 +404,9 @@ impl Context for Stream {}
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _: usize, end: bool) -> Action {
         let mut headers = Headers::of(Map::Request);
+        if headers.raw(":method") == Some(b"CONNECT") {
+            return Action::Continue; // a tunnel is no exchange: what is inside of it may be some
+        }
         self.begin(&mut headers);
         if end { Action::Continue } else { self.plan_request(&headers) }
     }

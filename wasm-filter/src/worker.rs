@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use throughline_core::batch::{Batch, Bounds};
 use throughline_core::exchange::Tracer;
@@ -31,8 +32,50 @@ pub(crate) struct Worker {
     holding: Cell<u64>,
     /// Streams whose head waits for a body.
     pub(crate) waiting: RefCell<Vec<Waiting>>,
-    /// Whether a root was asked to tick at once.
-    pub(crate) hurried: Cell<bool>,
+}
+
+/// How soon a root context is to tick.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+enum Hurry {
+    /// When it always does.
+    #[default]
+    No,
+    /// Within some hundredths of a second.
+    Soon,
+    /// At once.
+    Now,
+}
+
+/// The pace of one root context, which its streams may quicken.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Pace(Rc<Cell<Hurry>>);
+
+impl Pace {
+    /// Numbers are to be told, or a head waits.
+    pub(crate) fn soon(&self) {
+        self.quicken(Hurry::Soon, 20);
+    }
+
+    /// A batch is full.
+    pub(crate) fn now(&self) {
+        self.quicken(Hurry::Now, 1);
+    }
+
+    fn quicken(&self, hurry: Hurry, millis: u64) {
+        if self.0.get() < hurry {
+            self.0.set(hurry);
+            host::tick_every(Duration::from_millis(millis));
+        }
+    }
+
+    /// The root has ticked: it goes on as it always does, unless something still waits.
+    pub(crate) fn rest(&self, period: Duration, waits: bool) {
+        match (self.0.replace(Hurry::No), waits) {
+            (Hurry::No, false) => {}
+            (_, true) => self.soon(),
+            (Hurry::Soon | Hurry::Now, false) => host::tick_every(period),
+        }
+    }
 }
 
 /// A stream whose head waits for the beginning of its body.
@@ -81,7 +124,6 @@ impl Worker {
             told: RefCell::new(Told::default()),
             holding: Cell::new(0),
             waiting: RefCell::new(Vec::new()),
-            hurried: Cell::new(false),
         }
     }
 

@@ -595,6 +595,9 @@ impl Tracer {
     pub fn context_dropped(&self, mut visit: impl FnMut(&str, u64)) {
         let (counts, routes) = {
             let shared = self.lock();
+            if shared.context_dropped.is_empty() {
+                return;
+            }
             (shared.context_dropped.clone(), shared.routes.clone())
         };
         for (number, count) in counts.into_iter().enumerate().filter(|(_, count)| *count > 0) {

@@ -91,18 +91,11 @@ pub(super) const OF_THE_SIDECAR: &[&str] = &[
 ];
 
 /// Values that only the sidecar can follow.
-const CONFLICTS: &[super::Conflict] = &[
-    (
-        |settings| settings.traces_exporter == Exporter::Console,
-        "otel-traces-exporter",
-        "otlp or none: a filter has no console",
-    ),
-    (
-        |settings| zips(settings, Signal::Traces) || zips(settings, Signal::Metrics),
-        "otel-exporter-otlp-compression",
-        "none: Envoy sends what the filter hands it as it is",
-    ),
-];
+const CONFLICTS: &[super::Conflict] = &[(
+    |settings| settings.traces_exporter == Exporter::Console,
+    "otel-traces-exporter",
+    "otlp or none: a filter has no console",
+)];
 
 fn zips(settings: &Settings, signal: Signal) -> bool {
     settings.otlp(signal).compression == Compression::Gzip
@@ -124,6 +117,14 @@ impl Filter {
         let filter = Self::read(&mut reader);
         let mut found = reader.finish(settings.zip(filter))?;
         let settings = &mut found.value.0;
+        // Others read this variable too, and uncompressed spans arrive as well.
+        if zips(settings, Signal::Traces) || zips(settings, Signal::Metrics) {
+            (settings.otlp_compression, settings.otlp_traces_compression) = (Compression::None, None);
+            settings.otlp_metrics_compression = None;
+            found
+                .warnings
+                .push("otel-exporter-otlp-compression: left out, spans leave Envoy as they are".into());
+        }
         if !sources.has(ROWS, "event-body-limit") {
             settings.event_body_bytes_max = HELD_BYTES_MAX;
         }
@@ -205,9 +206,8 @@ mod tests {
             assert!(all.contains(part), "{part}: {all}");
         }
         assert!(resolve(&[("otel-traces-exporter", "console")], &[]).unwrap_err()[0].contains("no console"));
-        assert!(
-            resolve(&[("otel-exporter-otlp-compression", "gzip")], &[]).unwrap_err()[0].contains("want none")
-        );
+        let (settings, _) = resolve(&[("otel-exporter-otlp-compression", "gzip")], &[]).unwrap();
+        assert_eq!(settings.otlp(Signal::Traces).compression, Compression::None);
     }
 
     #[test]
