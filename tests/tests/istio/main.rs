@@ -1,4 +1,4 @@
-//! What `deploy/istio/` gives an Envoy, tried on a real one: the patches are lifted out of the manifests and put where
+//! What `deploy/istio/` and docs/envoy.md give an Envoy, tried on a real one: the patches are lifted out of the manifests and put where
 //! istiod and its agent would put them. No Istio runs here: what these two do is played, as their source says it.
 
 use serde_json::{Map, Value, json};
@@ -241,5 +241,41 @@ async fn envoys_own_tracer_can_stay_and_leave_the_context_alone() {
     let books = sidecar.books_when("the numbers of two spans", own).await;
     assert_eq!(books.sum("throughline_context_overwritten_total", &[]), 0);
     assert!(!theirs.spans(2).await.is_empty(), "Envoy reports its own");
+    sidecar.end().await;
+}
+
+/// A YAML block of docs/envoy.md, by its first line.
+fn documented(first: &str) -> Value {
+    let text = std::fs::read_to_string(workspace().join("docs/envoy.md")).expect("docs/envoy.md");
+    let mut blocks = text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().expect("a block"));
+    let block = blocks.find(|block| block.starts_with(first)).expect("a block");
+    serde_yaml::from_str(block).expect("YAML")
+}
+
+#[tokio::test]
+async fn what_the_documentation_tells_users_of_envoy_to_write_traces() {
+    if !envoy::is_here() {
+        return;
+    }
+    let collector = Collector::start().await;
+    let orders = Service::playing(answer(200, "made")).await;
+    let mut bootstrap = istio(&orders, &collector);
+    let mut cluster = documented("# one of clusters");
+    assert_eq!(cluster["name"], "otlp");
+    let shipped = bootstrap.cluster(CLUSTER);
+    // Only the place is the reader's own.
+    cluster["type"] = shipped["type"].clone();
+    cluster["load_assignment"]["endpoints"] = shipped["load_assignment"]["endpoints"].clone();
+    *shipped = cluster;
+    for side in bootstrap.sides() {
+        let mut filter = documented("# first of http_filters");
+        let file = &mut filter["typed_config"]["config"]["vm_config"]["code"]["local"]["filename"];
+        *file = json!(module().display().to_string());
+        insert_first(&mut bootstrap, &side, filter);
+    }
+    let sidecar = bootstrap.configure("otel-bsp-schedule-delay", 50).start("orders").await;
+    assert_eq!(Ask::get(sidecar.url("/")).send().await.text(), "made");
+    let spans = collector.spans(1).await;
+    assert_eq!((spans[0].service(), spans[0].kind), ("orders", Kind::Server));
     sidecar.end().await;
 }
