@@ -1,5 +1,5 @@
-//! Envoy with the filter in a sidecar's place: finds both, writes each Envoy its configuration, starts it and
-//! waits until it is ready. Must never do what a user's own Envoy could not.
+//! Envoy with the filter in a sidecar's place: finds both, writes each Envoy its configuration, starts it, and
+//! knows when it is ready. Must never do what a user's own Envoy could not.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::call;
-use crate::process::Processes;
-use crate::sidecars::{Listeners, Plan, READY_PAUSE, in_time, says_ready};
+use crate::process::{Process, Processes};
+use crate::sidecars::{Listeners, Plan, READY_PAUSE, says_ready};
 
 /// How to come by what is missing.
 const HOW: &str = "`make demo HOST=envoy` installs and builds what is needed";
@@ -49,20 +49,20 @@ impl Envoy {
         Ok(Envoy { binary, module, folder })
     }
 
-    /// Starts one and waits until it serves.
-    pub(crate) async fn start(
+    /// Starts one. It writes the address of its admin port into the file that is returned.
+    pub(crate) fn start(
         &self,
         plan: &Plan<'_>,
         processes: &mut Processes,
-    ) -> Result<Listeners, String> {
+    ) -> Result<(Process, PathBuf), String> {
         let file = |ending: &str| self.folder.join(format!("{}.{ending}", plan.service));
-        let (config, log, admin) = (file("json"), file("log"), file("admin"));
+        let (config, log) = (file("json"), file("log"));
+        // A second demo's Envoy is another one.
+        let admin = file(&format!("{}.admin", std::process::id()));
         let written = |path: &Path| {
             let path = path.display().to_string();
             move |error| format!("{path}: {error}")
         };
-        // One that an earlier run left would be believed.
-        let _ = std::fs::remove_file(&admin);
         std::fs::write(&config, self.config(plan).to_string()).map_err(written(&config))?;
         let mut kept = File::create(&log).map_err(written(&log))?;
 
@@ -73,22 +73,7 @@ impl Envoy {
         let name = format!("the Envoy of {}", plan.service);
         // A log that can't be written costs its lines: the last ones are kept by `processes` too.
         let process = processes.start(&name, command, move |line| drop(writeln!(kept, "{line}")))?;
-        let listening = async {
-            loop {
-                if let Some(listeners) = listeners(&admin).await {
-                    return Ok(listeners);
-                }
-                tokio::time::sleep(READY_PAUSE).await;
-            }
-        };
-        let mut own = process.clone();
-        let ready = in_time(async {
-            tokio::select! {
-                reason = own.end() => Err(reason),
-                listeners = listening => listeners,
-            }
-        });
-        ready.await.map_err(|reason| process.complaint(&reason))
+        Ok((process, admin))
     }
 
     /// The whole configuration.
@@ -198,9 +183,20 @@ fn cluster(name: &str, to: SocketAddr) -> Value {
     })
 }
 
-/// Where a started Envoy listens, once it serves.
-async fn listeners(admin: &Path) -> Option<Listeners> {
-    let admin: SocketAddr = std::fs::read_to_string(admin).ok()?.trim().parse().ok()?;
+/// Waits until an Envoy serves, which has been told to write the address of its admin port into `file`.
+pub(crate) async fn readiness(file: PathBuf) -> Listeners {
+    loop {
+        if let Some(listeners) = listeners(&file).await {
+            // Nobody else reads it.
+            let _ = std::fs::remove_file(&file);
+            return listeners;
+        }
+        tokio::time::sleep(READY_PAUSE).await;
+    }
+}
+
+async fn listeners(file: &Path) -> Option<Listeners> {
+    let admin: SocketAddr = std::fs::read_to_string(file).ok()?.trim().parse().ok()?;
     if !says_ready(admin, "/ready").await {
         return None;
     }

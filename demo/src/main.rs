@@ -34,7 +34,7 @@ use crate::process::{Pids, Processes};
 use crate::receiver::Receiver;
 use crate::screen::Screen;
 use crate::shop::App;
-use crate::sidecars::{Plan, Program, Sidecars};
+use crate::sidecars::{Plan, Program, Sidecars, Starting};
 use crate::trace::{Expected, Kind, TraceId};
 
 /// The longest wait for the spans of one of the demo's own requests.
@@ -314,7 +314,7 @@ struct Shop {
 }
 
 /// Starts each service and its sidecar after those that it calls, so that every address is known
-/// by the time that it is needed.
+/// by the time that it is needed. Those that wait for the same start together.
 async fn open_shop(
     entrance: SocketAddr,
     receiver: SocketAddr,
@@ -323,30 +323,45 @@ async fn open_shop(
 ) -> Result<Shop, End> {
     let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let mut reached: Vec<(App, SocketAddr)> = Vec::new();
+    let mut starting: Vec<(App, TcpListener, Starting)> = Vec::new();
     for app in App::STARTING_ORDER {
         let broken = |error: io::Error| format!("{} has no port: {error}", app.name());
+        if starting.iter().any(|(other, ..)| app.neighbours().contains(other)) {
+            serve_when_ready(&mut starting, &mut reached).await?;
+        }
         let listener = TcpListener::bind(free).await.map_err(broken)?;
         let known = reached.iter().filter(|(other, _)| app.neighbours().contains(other));
         let routes: Vec<_> = known.map(|(other, address)| (other.name(), *address)).collect();
-        let listeners = sidecars
-            .start(&Plan {
-                service: app.name(),
-                inbound: if app == App::Web { entrance } else { free },
-                upstream: listener.local_addr().map_err(broken)?,
-                routes: &routes,
-                broker: app.publishes().then_some(broker),
-                receiver,
-                tells_trace_id: app == App::Web,
-            })
-            .await?;
-        tokio::spawn(shop::serve(app, listener, listeners.outbound));
-        reached.push((app, listeners.inbound));
+        let started = sidecars.start(&Plan {
+            service: app.name(),
+            inbound: if app == App::Web { entrance } else { free },
+            upstream: listener.local_addr().map_err(broken)?,
+            routes: &routes,
+            broker: app.publishes().then_some(broker),
+            receiver,
+            tells_trace_id: app == App::Web,
+        })?;
+        starting.push((app, listener, started));
     }
+    serve_when_ready(&mut starting, &mut reached).await?;
     let address = |wanted: App| {
         let found = reached.iter().find(|(app, _)| *app == wanted).map(|(_, address)| *address);
         found.ok_or_else(|| format!("the shop has no {} service", wanted.name()))
     };
     Ok(Shop { entrance: address(App::Web)?, deliveries: address(App::Shipping)? })
+}
+
+/// Lets services serve whose sidecars have been started, each when its own is ready.
+async fn serve_when_ready(
+    starting: &mut Vec<(App, TcpListener, Starting)>,
+    reached: &mut Vec<(App, SocketAddr)>,
+) -> Result<(), String> {
+    for (app, listener, started) in starting.drain(..) {
+        let listeners = started.ready().await?;
+        tokio::spawn(shop::serve(app, listener, listeners.outbound));
+        reached.push((app, listeners.inbound));
+    }
+    Ok(())
 }
 
 /// What a scene plays on.

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +13,13 @@ use tokio::process::Command;
 use tokio::sync::watch;
 
 use crate::call;
-use crate::envoy::Envoy;
+use crate::envoy::{self, Envoy};
 use crate::process::{Process, Processes, STOP_TIMEOUT};
 
 /// A sidecar is ready within this time, or the demo gives up.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for Envoy: it compiles the filter first, for a second where nothing else is to do.
+const ENVOY_READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// The pause between two questions whether it is.
 pub(crate) const READY_PAUSE: Duration = Duration::from_millis(10);
 /// What sidecars get for draining, and with it they are ended before they would be killed.
@@ -70,11 +73,14 @@ impl Sidecars {
         Sidecars { program, processes }
     }
 
-    /// Starts a sidecar and waits until it is ready.
-    pub(crate) async fn start(&mut self, plan: &Plan<'_>) -> Result<Listeners, String> {
+    /// Starts a sidecar, which is then waited for, so that several start at once.
+    pub(crate) fn start(&mut self, plan: &Plan<'_>) -> Result<Starting, String> {
         match &self.program {
-            Program::Proxy(binary) => self.run(plan.service, command(binary, plan)).await,
-            Program::Envoy(envoy) => envoy.start(plan, &mut self.processes).await,
+            Program::Proxy(binary) => self.run(plan.service, command(binary, plan)),
+            Program::Envoy(envoy) => {
+                let (process, admin) = envoy.start(plan, &mut self.processes)?;
+                Ok(Starting { process, news: News::Admin(admin) })
+            }
         }
     }
 
@@ -86,15 +92,15 @@ impl Sidecars {
         }
     }
 
-    async fn run(&mut self, service: &'static str, command: Command) -> Result<Listeners, String> {
+    fn run(&mut self, service: &'static str, command: Command) -> Result<Starting, String> {
         let (ready, awaited) = watch::channel(None);
         let heard = move |line: &str| {
             if let Some(told) = told(line) {
                 ready.send_replace(Some(told));
             }
         };
-        let mut process = self.processes.start(&format!("the sidecar of {service}"), command, heard)?;
-        in_time(readiness(awaited, &mut process)).await.map_err(|reason| process.complaint(&reason))
+        let process = self.processes.start(&format!("the sidecar of {service}"), command, heard)?;
+        Ok(Starting { process, news: News::Log(awaited) })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -109,6 +115,38 @@ impl Sidecars {
     /// Ends every sidecar, so that requests finish and spans are flushed unless `hurry` completes.
     pub(crate) async fn stop(&mut self, hurry: impl Future) {
         self.processes.stop(hurry).await;
+    }
+}
+
+/// A sidecar that was started.
+pub(crate) struct Starting {
+    process: Process,
+    news: News,
+}
+
+/// Where it tells that it is ready.
+enum News {
+    /// In its log.
+    Log(watch::Receiver<Option<Told>>),
+    /// At its admin port, whose address it writes into this file.
+    Admin(PathBuf),
+}
+
+impl Starting {
+    /// Waits until it is ready.
+    pub(crate) async fn ready(self) -> Result<Listeners, String> {
+        let Starting { mut process, news } = self;
+        let (listening, patience): (Pin<Box<dyn Future<Output = Listeners>>>, _) = match news {
+            News::Log(told) => (Box::pin(readiness(told)), READY_TIMEOUT),
+            News::Admin(file) => (Box::pin(envoy::readiness(file)), ENVOY_READY_TIMEOUT),
+        };
+        let ready = tokio::select! {
+            reason = process.end() => Err(reason),
+            ready = tokio::time::timeout(patience, listening) => {
+                ready.map_err(|_| format!("was not ready within {} s", patience.as_secs()))
+            }
+        };
+        ready.map_err(|reason| process.complaint(&reason))
     }
 }
 
@@ -163,35 +201,16 @@ fn told(line: &str) -> Option<Told> {
     Some(Told { listeners, admin: address("admin")? })
 }
 
-async fn readiness(
-    mut ready: watch::Receiver<Option<Told>>,
-    process: &mut Process,
-) -> Result<Listeners, String> {
-    let logged = async {
-        // An error means that the log has ended: then the exit has the reason.
-        match ready.wait_for(Option::is_some).await.map(|told| *told) {
-            Ok(Some(told)) => told,
-            Ok(None) | Err(_) => std::future::pending().await,
-        }
+async fn readiness(mut ready: watch::Receiver<Option<Told>>) -> Listeners {
+    // An error means that the log has ended: then the exit has the reason.
+    let told = match ready.wait_for(Option::is_some).await.map(|told| *told) {
+        Ok(Some(told)) => told,
+        Ok(None) | Err(_) => std::future::pending().await,
     };
-    let listening = async {
-        let told = logged.await;
-        while !says_ready(told.admin, "/readyz").await {
-            tokio::time::sleep(READY_PAUSE).await;
-        }
-        told.listeners
-    };
-    tokio::select! {
-        reason = process.end() => Err(reason),
-        listeners = listening => Ok(listeners),
+    while !says_ready(told.admin, "/readyz").await {
+        tokio::time::sleep(READY_PAUSE).await;
     }
-}
-
-/// Gives up what takes too long to become ready.
-pub(crate) async fn in_time<T>(ready: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    tokio::time::timeout(READY_TIMEOUT, ready)
-        .await
-        .unwrap_or_else(|_| Err(format!("was not ready within {} s", READY_TIMEOUT.as_secs())))
+    told.listeners
 }
 
 /// Whether an admin port answers 200.
@@ -229,9 +248,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_sidecar_that_ends_at_once_is_quoted() {
-        let started = sidecars().run("stock", script("echo first >&2; echo 'port in use' >&2; exit 1")).await;
+        let started =
+            sidecars().run("stock", script("echo first >&2; echo 'port in use' >&2; exit 1")).unwrap();
         assert_eq!(
-            started.unwrap_err(),
+            started.ready().await.unwrap_err(),
             "the sidecar of stock ended at once (exit status: 1); its last lines:\n    first\n    port in use"
         );
     }
@@ -248,7 +268,7 @@ mod tests {
             receiver: address,
             tells_trace_id: false,
         };
-        let reason = sidecars().start(&plan).await.unwrap_err();
+        let reason = sidecars().start(&plan).map(drop).unwrap_err();
         assert!(reason.starts_with("/nowhere/throughline-proxy could not be started: "), "{reason}");
     }
 }
