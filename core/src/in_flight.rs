@@ -17,6 +17,8 @@ pub(crate) struct Inbound {
     pub(crate) span_id: SpanId,
     pub(crate) flags: Flags,
     pub(crate) operation: Option<Operation>,
+    /// Whether an exchange that it waits for was kept.
+    pub(crate) kept: bool,
     /// Baggage and `tracestate` as they came, when there were any.
     pub(crate) luggage: Option<Arc<Luggage>>,
     /// Outbound calls that carried this exchange's trace.
@@ -114,17 +116,34 @@ impl InFlight {
 
     /// The exchange of this trace that an outbound call belongs to: the one that `span` names, else the
     /// newest.
-    pub(crate) fn find(&mut self, trace_id: TraceId, span: Option<SpanId>) -> Option<&mut Inbound> {
+    pub(crate) fn find(&mut self, trace_id: TraceId, span: Option<SpanId>) -> Option<(Place, &mut Inbound)> {
         let newest = *self.newest_of_trace.get(&trace_id)?;
         let mut at = newest;
         for _ in 0..IN_FLIGHT_PER_TRACE_MAX {
             let Some(slot) = self.slots.get(at as usize) else { break };
             if span.is_some() && slot.inbound.as_ref().map(|inbound| inbound.span_id) == span {
-                return self.slot(at)?.inbound.as_mut();
+                return Some((Place(at), self.slot(at)?.inbound.as_mut()?));
             }
             at = slot.older_of_trace;
         }
-        self.slot(newest)?.inbound.as_mut()
+        Some((Place(newest), self.slot(newest)?.inbound.as_mut()?))
+    }
+
+    /// Says that an exchange which this one waits for is kept; false when it is over already.
+    pub(crate) fn keep(&mut self, place: Place, span_id: SpanId) -> bool {
+        let Place(at) = place;
+        let inbound = self.slot(at).and_then(|slot| slot.inbound.as_mut());
+        // The place may have been given to another one meanwhile.
+        let Some(inbound) = inbound.filter(|inbound| inbound.span_id == span_id) else { return false };
+        inbound.kept = true;
+        true
+    }
+
+    /// Whether an exchange that this one waits for was kept so far.
+    pub(crate) fn is_kept(&self, place: Place) -> bool {
+        let Place(at) = place;
+        let slot = self.slots.get(at as usize);
+        slot.and_then(|slot| slot.inbound.as_ref()).is_some_and(|inbound| inbound.kept)
     }
 
     /// Visits the newest exchanges, `most` of them.
@@ -160,6 +179,7 @@ mod tests {
             span_id: SpanId::from_bytes([span; 8]).unwrap(),
             flags: Flags::start(true),
             operation: None,
+            kept: false,
             luggage: None,
             calls_with_context: 0,
             calls_without_context: 0,
@@ -168,7 +188,9 @@ mod tests {
 
     fn found(table: &mut InFlight, trace: u8, span: Option<u8>) -> Option<u8> {
         let span = span.and_then(|span| SpanId::from_bytes([span; 8]));
-        table.find(TraceId::from_bytes([trace; 16]).unwrap(), span).map(|inbound| inbound.span_id.bytes()[0])
+        table
+            .find(TraceId::from_bytes([trace; 16]).unwrap(), span)
+            .map(|(_, inbound)| inbound.span_id.bytes()[0])
     }
 
     fn newest(table: &mut InFlight, most: usize) -> Vec<u8> {
@@ -222,6 +244,19 @@ mod tests {
                 list.iter().rev().map(|(_, span, _)| *span).collect::<Vec<_>>()
             );
         }
+    }
+
+    #[test]
+    fn only_the_exchange_itself_is_kept_and_not_the_next_one_in_its_place() {
+        let mut table = InFlight::new(7);
+        let place = table.insert(inbound(1, 11)).unwrap();
+        let (span, other) = (SpanId::from_bytes([11; 8]).unwrap(), SpanId::from_bytes([12; 8]).unwrap());
+        assert!(!table.keep(place, other) && !table.is_kept(place));
+        assert!(table.keep(place, span) && table.is_kept(place));
+        assert!(table.remove(place).unwrap().kept);
+        assert!(!table.keep(place, span), "it is over");
+        assert_eq!(table.insert(inbound(1, 12)), Some(place));
+        assert!(!table.keep(place, span) && !table.is_kept(place));
     }
 
     #[test]

@@ -2,9 +2,13 @@
 //! Opens nothing, reads no clock, draws no random number, logs nothing, spawns nothing: a host does, and calls
 //! [`exchange::Tracer`]. Builds for `wasm32-wasip1`.
 
+pub mod adaptive;
 pub mod batch;
+pub mod bucket;
 pub mod carrier;
 pub mod classify;
+pub mod control;
+mod decimal;
 pub mod events;
 pub mod exchange;
 mod hash;
@@ -12,9 +16,12 @@ pub mod hex;
 pub mod ids;
 mod in_flight;
 mod intern;
+pub mod keep;
+mod latency;
 pub mod limits;
 pub mod mesh;
 pub mod metrics;
+pub mod mode;
 pub mod names;
 pub mod operation;
 pub mod otlp;

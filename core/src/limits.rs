@@ -62,6 +62,30 @@ pub const SPAN_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of one batch: below the 4 MiB that gRPC servers accept by default.
 pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// Routes whose own slowness is learned, at some 400 bytes each. Further ones are slow by a fixed threshold or
+/// never.
+pub const LEARNED_ROUTES_MAX: usize = 1_000;
+/// On-demand rules at once, of calls and of the document together: not more than a `u128` has bits.
+pub const RULES_MAX: usize = 100;
+/// Bytes of a rule's name, and of a service's.
+pub const RULE_NAME_BYTES_MAX: usize = 128;
+/// Bytes of a rule's header, value included.
+pub const RULE_HEADER_BYTES_MAX: usize = 256;
+/// Seconds that a rule lasts at the least.
+pub const RULE_SECONDS_MIN: u64 = 60;
+/// Seconds that a rule lasts at the most: nobody forgets it for longer.
+pub const RULE_SECONDS_MAX: u64 = 24 * 3600;
+/// Bytes of a control document.
+pub const CONTROL_BYTES_MAX: usize = 256 * 1024;
+/// Nesting of a control document.
+pub const CONTROL_DEPTH_MAX: usize = 8;
+/// Spans that one exchange is taken for in `full` mode when spans a second are bounded: its own and four children.
+pub const SPANS_OF_FULL_EXCHANGE: u64 = 5;
+/// Spans of a host's own work at once, and how many come back each second: trouble must not make more trouble.
+pub const WORK_SPANS_AT_ONCE_MAX: u64 = 20;
+/// Spans of a host's own work a second.
+pub const WORK_SPANS_PER_SECOND_MAX: u64 = 1;
+
 /// Attributes of one Pub/Sub message: the service refuses a publish with more, so ours are the first to go.
 pub const PUBSUB_ATTRIBUTES_MAX: usize = 100;
 /// Links of a pull's span to its messages; OpenTelemetry's default limit of links.

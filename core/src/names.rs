@@ -10,6 +10,9 @@ pub mod header {
     pub const TRACE_ID: &str = "x-trace-id";
     /// How sidecars name themselves to each other; never reaches an application.
     pub const PEER: &str = "throughline-peer";
+    /// Tells a caller's sidecar, on the answer, that this exchange is kept and why, so that it keeps its own; never
+    /// reaches an application.
+    pub const KEEP: &str = "throughline-keep";
     /// Why the sidecar itself answered; set on its own answers only.
     pub const ERROR: &str = "throughline-error";
     /// The trace context of the response, as the Trace Context draft words it for browsers.
@@ -71,12 +74,20 @@ pub mod attribute {
         PEER_SERVICE = "throughline.peer.service";
         /// Namespace of the sidecar at the other end.
         PEER_NAMESPACE = "throughline.peer.namespace";
-        /// Why a root span was sampled: `always_on` or `ratio`.
+        /// Why a root span was sampled: `always_on`, `ratio`, `full`, `adaptive`, `edge`;
+        /// on any span that an operator's rule sampled against its parent: `on_demand`.
         SAMPLED_BY = "throughline.sampled.by";
+        /// Why the span is there although the head of its trace said no: `error`, `slow`, `operation`, `route`,
+        /// `header`, `downstream`. It was kept by this hop, so no probability is claimed for it.
+        KEEP_REASON = "throughline.keep.reason";
         /// How the exchange ended when it did not complete: `caller_gone`, `drained`.
         END = "throughline.end";
         /// Set to `operation` where the sidecar restored what the application did not forward.
         RESTORED = "throughline.restored";
+        /// What the sidecar did for itself: `export`, `control`, `drain`, `detection`.
+        WORK = "throughline.work";
+        /// What happened in doing so, in a sentence.
+        WORK_DETAIL = "throughline.work.detail";
         /// `gcp_pubsub`.
         MESSAGING_SYSTEM = "messaging.system";
         /// What was done: `publish`, `receive`, `process`, `pull`, `acknowledge`.

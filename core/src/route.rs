@@ -117,6 +117,11 @@ impl Routes {
         if served { self.seen.number(template) } else { self.seen.known(template).unwrap_or(Interner::OTHER) }
     }
 
+    /// The number of a template that has one.
+    pub(crate) fn known(&self, template: &[u8]) -> Option<u16> {
+        self.seen.known(std::str::from_utf8(template).ok()?)
+    }
+
     pub(crate) fn name(&self, number: u16) -> &str {
         self.seen.name(number)
     }

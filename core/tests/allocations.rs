@@ -140,6 +140,12 @@ mod steady {
     fn tracer() -> Tracer {
         let config = Config {
             enabled: true,
+            mode: throughline_core::mode::Mode::Hybrid,
+            trust: throughline_core::exchange::Trust::Mesh,
+            adaptive: throughline_core::adaptive::Adaptive::default(),
+            spans_per_second: 0,
+            service: "orders".to_owned(),
+            keep: throughline_core::keep::Keep::default(),
             recording: true,
             sampler: Sampler::ParentBased(Root::AlwaysOn),
             propagators: Propagators { tracecontext: true, baggage: true, ..Propagators::default() },

@@ -1,5 +1,5 @@
-//! The sidecar's own HTTP: is it alive, is it ready, what has it counted. Changes anything only for callers on
-//! the same host.
+//! The sidecar's own HTTP: is it alive, is it ready, what has it counted. Drains only for callers on the same host;
+//! who may change tracing is for `control` to say.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::control;
 use crate::sidecar::Sidecar;
 
 /// Admin connections at once.
@@ -35,8 +36,13 @@ pub(crate) async fn serve(sidecar: Arc<Sidecar>, listener: TcpListener, drain: A
         let (sidecar, drain) = (Arc::clone(&sidecar), Arc::clone(&drain));
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let response = answer(&sidecar, &request, caller, &drain);
-                async move { Ok::<_, Infallible>(response) }
+                let (sidecar, drain) = (Arc::clone(&sidecar), Arc::clone(&drain));
+                async move {
+                    if request.uri().path().starts_with("/api/tracing/") {
+                        return Ok::<_, Infallible>(control::answer(&sidecar, request, caller).await);
+                    }
+                    Ok(answer(&sidecar, &request, caller, &drain))
+                }
             });
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -77,7 +83,7 @@ fn answer(
             StatusCode::METHOD_NOT_ALLOWED,
             "want GET for /livez, /readyz and /metrics, POST for /drain\n",
         ),
-        _ => text(StatusCode::NOT_FOUND, "want /livez, /readyz, /metrics or /drain\n"),
+        _ => text(StatusCode::NOT_FOUND, "want /livez, /readyz, /metrics, /drain or /api/tracing/status\n"),
     }
 }
 

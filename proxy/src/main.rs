@@ -4,12 +4,14 @@ mod access_log;
 mod admin;
 mod args;
 mod conform;
+mod control;
 mod export;
 mod forward;
 mod host;
 mod listener;
 mod log;
 mod messages;
+mod moments;
 mod sidecar;
 mod stack;
 mod stall;
@@ -25,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use throughline_core::batch::Dropped;
-use throughline_core::exchange::Tracer;
+use throughline_core::exchange::{Tracer, Work};
 use throughline_core::settings::{Found, Settings};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -158,8 +160,14 @@ async fn serve(settings: Settings) -> Result<(), Stop> {
         cut: watch::Sender::new(false),
         tunnels: Semaphore::new(sidecar::TUNNELS_MAX as usize),
         holding: Semaphore::new(sidecar::HELD_KIB_MAX),
+        control_calls: control::Calls::default(),
         settings,
     });
+    // Before the first request: it is decided by what the file says already.
+    if let Some(mut watched) = control::Watched::new(&sidecar.settings.control_file) {
+        watched.look(&sidecar);
+        tokio::spawn(watched.watch(Arc::clone(&sidecar)));
+    }
     let addresses = Addresses::of(&bound);
     let (drain, draining) = watch::channel(false);
     let (stop, stopping) = watch::channel(None);
@@ -188,7 +196,10 @@ async fn serve(settings: Settings) -> Result<(), Stop> {
     sidecar.readiness.drain();
     let _ = drain.send(true);
     let requests_until = deadline - LAST_EXPORT.min(patience / 2);
+    let began = host::now();
     finish(&sidecar, listeners, requests_until).await;
+    let cut = *sidecar.cut.borrow();
+    sidecar.work(Work::Drain, began, cut.then_some("timeout"), "requests in flight were finished");
     let deadline = deadline.min(Instant::now() + LAST_EXPORT);
     let _ = stop.send(Some(deadline));
     let _ = timeout_at(deadline, export).await;

@@ -4,13 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use throughline_core::exchange::Tracer;
+use throughline_core::exchange::{Done, Now, Tracer, Work};
 use throughline_core::settings::Settings;
 use tokio::sync::{Semaphore, watch};
 
 use crate::access_log::AccessLog;
 use crate::export::SpanQueue;
 use crate::forward::Upstreams;
+use crate::host::{RandomIds, now};
 use crate::stats::{Side, Stats};
 
 /// One sidecar.
@@ -30,6 +31,8 @@ pub(crate) struct Sidecar {
     pub(crate) tunnels: Semaphore,
     /// KiB of bodies that may still be held.
     pub(crate) holding: Semaphore,
+    /// Changes of tracing by calls.
+    pub(crate) control_calls: crate::control::Calls,
 }
 
 /// KiB of bodies held at once, all requests together: what is beyond streams through untouched.
@@ -39,6 +42,11 @@ pub(crate) const HELD_KIB_MAX: usize = 128 * 1024;
 pub(crate) const TUNNELS_MAX: u32 = 20_000;
 
 impl Sidecar {
+    /// Tells of the sidecar's own work, which is over now.
+    pub(crate) fn work(&self, work: Work, started: Now, error: Option<&str>, detail: &str) {
+        self.tracer.work(Done { work, started, error, detail }, now(), &mut RandomIds, &mut &self.spans);
+    }
+
     /// What the future gives, or `None` when the time for draining is over first.
     pub(crate) async fn until_cut<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let mut cut = self.cut.subscribe();

@@ -5,8 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use throughline_core::batch::{Books, Dropped};
 use throughline_core::exchange::Tracer;
+use throughline_core::keep::KeepReason;
 use throughline_core::metrics::prometheus_value;
+use throughline_core::mode::Mode;
 use throughline_core::names::VERSION;
+
+use crate::host::now;
 
 /// Which listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -155,6 +159,7 @@ impl Stats {
         text.head("throughline_build_info", "gauge", "Version of this sidecar.");
         text.value("throughline_build_info", &[("version", VERSION)], 1);
         spans(&mut text, books);
+        sampling(&mut text, tracer);
         exchanges(&mut text, tracer);
         self.connections(&mut text);
         self.exports(&mut text);
@@ -224,6 +229,31 @@ fn spans(text: &mut Text, books: Books) {
     }
 }
 
+/// What decides at this moment.
+fn sampling(text: &mut Text, tracer: &Tracer) {
+    let (name, mode) = ("throughline_tracing_mode", tracer.mode());
+    text.head(name, "gauge", "1 for the mode that holds.");
+    for known in Mode::ALL {
+        text.value(name, &[("mode", known.as_str())], u64::from(known == mode));
+    }
+    let (name, rate) = ("throughline_sampling_base_rate", tracer.base_rate().probability());
+    text.head(name, "gauge", "Share of new traces that the sampler takes.");
+    let _ = writeln!(text.0, "{name} {rate}");
+    let (rate, raised) = tracer.rate(now());
+    let name = "throughline_sampling_rate";
+    text.head(name, "gauge", "Share of new traces that is sampled at this moment.");
+    let _ = writeln!(text.0, "{name} {}", rate.probability());
+    let (name, help) = ("throughline_adaptive_active", "1 while too much is slow or fails.");
+    text.single(name, "gauge", help, u64::from(raised));
+    let (name, help) =
+        ("throughline_over_budget_total", "Exchanges that the bound of spans a second left out.");
+    text.single(name, "counter", help, tracer.counters().over_budget);
+    let (name, help) = ("throughline_on_demand_rules_active", "On-demand rules that have not ended.");
+    text.single(name, "gauge", help, tracer.rules_active(now()) as u64);
+    let (name, help) = ("throughline_exchanges_recorded_total", "Exchanges that became spans.");
+    text.single(name, "counter", help, tracer.counters().recorded);
+}
+
 fn exchanges(text: &mut Text, tracer: &Tracer) {
     let counters = tracer.counters();
     text.head("throughline_context_invalid_total", "counter", "Propagation headers that were unusable.");
@@ -260,6 +290,11 @@ fn exchanges(text: &mut Text, tracer: &Tracer) {
         ("throughline_probes_total", "Requests of kubelet's probes, which are not traced.", counters.probes),
     ] {
         text.single(name, "counter", help, count);
+    }
+    let name = "throughline_exchanges_kept_total";
+    text.head(name, "counter", "Exchanges kept although the head said no, by reason.");
+    for (reason, count) in KeepReason::ALL.into_iter().zip(counters.kept) {
+        text.value(name, &[("reason", reason.as_str())], count);
     }
     text.head(
         "throughline_events_untouched_total",

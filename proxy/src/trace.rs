@@ -13,7 +13,9 @@ use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use throughline_core::classify::{Direction, Failure, Outcome};
 use throughline_core::events::grpc_frame::{Reassembler, first_message, reframe};
-use throughline_core::exchange::{self, Destination, Exchange, RequestHead, Scheme, Wanted, looks_like_push};
+use throughline_core::exchange::{
+    self, Destination, Exchange, Mark, RequestHead, Scheme, Wanted, looks_like_push,
+};
 use tower::{Layer, Service};
 
 use crate::access_log;
@@ -21,6 +23,7 @@ use crate::conform::Explain;
 use crate::forward::{Answer, ERROR_HEADER, Gone, Tunnel};
 use crate::host::{Headers, RandomIds, now};
 use crate::messages::{self, Held, Resumed};
+use crate::moments::Moments;
 use crate::sidecar::Connection;
 use crate::stats::Side;
 
@@ -199,9 +202,7 @@ where
         }
         Err(failure) => {
             // Nothing was sent yet, so the caller can be told.
-            let response = in_place_of_upstream(failure);
-            live.end(Outcome::Failed { failure, answered: Some(response.status().as_u16()) });
-            return response;
+            return live.answer_instead(failure);
         }
     };
     Response::from_parts(head, Traced::upstream(body, live, None))
@@ -214,6 +215,8 @@ struct Live {
     connection: Arc<Connection>,
     request: Option<access_log::Request>,
     bytes_out: u64,
+    /// In `full` mode, what forwarding notes.
+    moments: Option<Moments>,
 }
 
 impl Live {
@@ -269,7 +272,12 @@ impl Live {
         };
         let exchange =
             sidecar.tracer.begin(&head, &mut Headers(request.headers_mut()), now(), &mut RandomIds);
-        Self { exchange: Some(exchange), connection: Arc::clone(connection), request: logged, bytes_out: 0 }
+        let moments = exchange.wants_marks().then(Moments::default);
+        if let Some(moments) = &moments {
+            request.extensions_mut().insert(moments.clone());
+        }
+        let connection = Arc::clone(connection);
+        Self { exchange: Some(exchange), connection, request: logged, bytes_out: 0, moments }
     }
 
     fn wanted(&self) -> Wanted {
@@ -313,19 +321,37 @@ impl Live {
 
     fn response(&mut self, status: StatusCode, headers: &mut HeaderMap) {
         if let Some(exchange) = &mut self.exchange {
+            if exchange.wants_first_byte() {
+                exchange.mark(Mark::FirstByte, now());
+            }
             exchange.response(&self.connection.sidecar.tracer, status.as_u16(), &mut Headers(headers));
         }
     }
 
     fn trailers(&mut self, trailers: &mut HeaderMap) {
         if let Some(exchange) = &mut self.exchange {
-            exchange.trailers(&Headers(trailers));
+            exchange.answer_trailers(&self.connection.sidecar.tracer, &mut Headers(trailers));
         }
+    }
+
+    /// The sidecar answers itself, and that is the end of the exchange.
+    fn answer_instead<D>(&mut self, failure: Failure) -> Response<Traced<D>> {
+        let mut response = in_place_of_upstream(failure);
+        let status = response.status().as_u16();
+        if let Some(exchange) = &mut self.exchange {
+            let tracer = &self.connection.sidecar.tracer;
+            exchange.answer_instead(tracer, failure, status, &mut Headers(response.headers_mut()));
+        }
+        self.end(Outcome::Failed { failure, answered: Some(status) });
+        response
     }
 
     /// Ends the exchange, the first time it is called.
     fn end(&mut self, outcome: Outcome) {
-        let Some(exchange) = self.exchange.take() else { return };
+        let Some(mut exchange) = self.exchange.take() else { return };
+        if let Some(moments) = &self.moments {
+            moments.tell(&mut exchange);
+        }
         let sidecar = &self.connection.sidecar;
         let summary = sidecar.tracer.end(exchange, outcome, now(), &mut &sidecar.spans);
         if let Some(request) = &self.request {
@@ -393,12 +419,7 @@ where
                 None => Response::from_parts(head, Traced::upstream(Resumed::untouched(body), live, frames)),
             }
         }
-        Err(Gone::Upstream(failure)) => {
-            let response = in_place_of_upstream(failure);
-            let answered = Some(response.status().as_u16());
-            live.end(Outcome::Failed { failure, answered });
-            response
-        }
+        Err(Gone::Upstream(failure)) => live.answer_instead(failure),
         Err(Gone::Caller) => {
             live.end(Outcome::CallerGone);
             // Nobody reads it, but hyper wants an answer to break off with.

@@ -1,11 +1,13 @@
 """An application with the stock OpenTelemetry SDK for Python, whose sampler the scenario chooses.
 
 sdk_app.py SAMPLER COLLECTOR  prints {"port": N}; a request names in x-next where to call and in x-outbound the
-proxy to call through. Its spans go to COLLECTOR, an OTLP endpoint for traces over HTTP.
+proxy to call through, and in x-then-next and x-then-outbound where the next one shall call. With x-swallow a
+failure of the call is answered with 200. Its spans go to COLLECTOR, an OTLP endpoint for traces over HTTP.
 """
 
 import json
 import sys
+import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -39,10 +41,21 @@ class App(BaseHTTPRequestHandler):
                 with tracer.start_as_current_span("call", kind=trace.SpanKind.CLIENT):
                     headers = {}
                     propagate.inject(headers)
+                    for name in ("x-next", "x-outbound"):
+                        if name.replace("x-", "x-then-") in lower:
+                            headers[name] = lower[name.replace("x-", "x-then-")]
+                    if "x-swallow" in lower:
+                        headers["x-swallow"] = "yes"
                     proxy = urllib.request.ProxyHandler({"http": lower["x-outbound"]})
                     request = urllib.request.Request(lower["x-next"], headers=headers)
-                    with urllib.request.build_opener(proxy).open(request, timeout=15) as answer:
-                        body = answer.read()
+                    try:
+                        with urllib.request.build_opener(proxy).open(request, timeout=15) as answer:
+                            body = answer.read()
+                    except urllib.error.HTTPError as failure:
+                        if "x-swallow" not in lower:
+                            raise
+                        failure.close()
+                        body = b"never mind"
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()

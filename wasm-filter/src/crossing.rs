@@ -16,6 +16,11 @@ fn place(trace_id: TraceId) -> String {
     format!("throughline.inbound.{}", trace_id.low_56() % PLACES)
 }
 
+/// Where a worker says that it kept a call of an inbound exchange of another one.
+fn kept_place(trace_id: TraceId) -> String {
+    format!("throughline.kept.{}", trace_id.low_56() % PLACES)
+}
+
 /// Whether there are other workers than this one.
 #[derive(Debug, Default)]
 pub(crate) struct Crossing {
@@ -83,5 +88,31 @@ impl Crossing {
         let asked = tracer.asks(headers)?;
         let (told, _) = host::shared(&place(asked.trace_id))?;
         tracer.lend(asked, &told)
+    }
+
+    /// Before an outbound call is judged: an inbound exchange that is over by now can't be kept any more, and is no
+    /// parent.
+    pub(crate) fn is_over(&self, lent: &Lent) -> bool {
+        let (trace_id, span_id) = lent.ids();
+        let told = host::shared(&place(trace_id));
+        told.is_none_or(|(told, _)| told.get(16..24) != Some(span_id.bytes().as_slice()))
+    }
+
+    /// Tells the worker of an inbound exchange that a call of its was kept (rule 4).
+    pub(crate) fn tell_kept(&self, lent: &Lent) {
+        let (trace_id, span_id) = lent.ids();
+        host::share(&kept_place(trace_id), span_id.bytes());
+    }
+
+    /// Before an inbound exchange is judged: whether another worker kept a call of its.
+    pub(crate) fn hear(&self, tracer: &Tracer, exchange: &Exchange) {
+        if self.alone.get() || !exchange.asks_whether_kept() {
+            return;
+        }
+        let Some((trace_id, span_id)) = exchange.ids() else { return };
+        let told = host::shared(&kept_place(trace_id));
+        if told.is_some_and(|(told, _)| told == span_id.bytes()) {
+            tracer.told_kept(exchange);
+        }
     }
 }

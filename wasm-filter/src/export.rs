@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use throughline_core::batch::{Chunk, Dropped};
-use throughline_core::exchange::Now;
+use throughline_core::exchange::{Now, Work};
 use throughline_core::otlp::answer::{self, Answer};
 use throughline_core::otlp::request::Envelope;
 use throughline_core::settings::{Exporter, Filter, Protocol, Settings, Signal};
@@ -43,6 +43,8 @@ struct Target {
 #[derive(Debug)]
 struct Sent {
     chunk: Chunk,
+    /// When it was sent last.
+    asked: Now,
     give_up_mono_nanos: u64,
     wait_ms: u64,
 }
@@ -137,14 +139,20 @@ impl Export {
                 let chunk = worker.batch.borrow_mut().poll_flush(now, all);
                 let Some(chunk) = chunk else { return };
                 let give_up_mono_nanos = now.mono_nanos + RETRY_FOR_MS * 1_000_000;
-                self.send(worker, root, Sent { chunk, give_up_mono_nanos, wait_ms: BACKOFF_FIRST_MS }, now);
+                self.send(
+                    worker,
+                    root,
+                    Sent { chunk, asked: now, give_up_mono_nanos, wait_ms: BACKOFF_FIRST_MS },
+                    now,
+                );
             }
             State::Later(sent, at) if all || now.mono_nanos >= at => self.send(worker, root, sent, now),
             state @ (State::Later(..) | State::Asked(..)) => self.state = state,
         }
     }
 
-    fn send(&mut self, worker: &Worker, root: u32, sent: Sent, now: Now) {
+    fn send(&mut self, worker: &Worker, root: u32, mut sent: Sent, now: Now) {
+        sent.asked = now;
         let Some(target) = &self.traces else {
             return worker.batch.borrow_mut().settle(sent.chunk, 0, Dropped::Shutdown);
         };
@@ -242,11 +250,13 @@ impl Export {
             Answer::Taken { rejected: 0 } => (Exported::Ok, spans, Dropped::Failed),
             Answer::Taken { rejected } => {
                 let rejected = usize::try_from(rejected).unwrap_or(usize::MAX).min(spans);
-                self.warn("the collector rejected spans", &format!("{rejected} of {spans}"), now);
+                let why = format!("{rejected} of {spans}");
+                self.warn("the collector rejected spans", &why, now);
                 (Exported::Partial, spans - rejected, Dropped::PartialSuccess)
             }
             Answer::Refused { why } => {
                 self.warn("failed to export spans", &why, now);
+                worker.work(Work::Export, sent.asked, Some("refused"), &why);
                 (Exported::Refused, 0, Dropped::Refused)
             }
             Answer::Again { after_ms, why } => {
@@ -254,12 +264,14 @@ impl Export {
                 let at = now.mono_nanos + wait_ms * 1_000_000;
                 if at < sent.give_up_mono_nanos {
                     self.warn("spans wait for the collector", &why, now);
+                    worker.work(Work::Export, sent.asked, Some("retried"), &why);
                     worker.counts.borrow_mut().exported(Exported::Retried);
                     sent.wait_ms = (sent.wait_ms * 2).min(BACKOFF_MOST_MS);
                     self.state = State::Later(sent, at);
                     return;
                 }
                 self.warn("failed to export spans", &why, now);
+                worker.work(Work::Export, sent.asked, Some("failed"), &why);
                 (Exported::Failed, 0, Dropped::Failed)
             }
         };

@@ -9,6 +9,8 @@ mod outcome;
 mod settings;
 
 #[cfg(target_os = "wasi")]
+mod control;
+#[cfg(target_os = "wasi")]
 mod crossing;
 #[cfg(target_os = "wasi")]
 mod export;

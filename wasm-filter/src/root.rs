@@ -42,7 +42,10 @@ impl Root {
     /// What was waited for has come: Envoy may take the context away.
     fn close_if_answered(&mut self) {
         let Some(plugin) = self.plugin.as_ref().filter(|_| self.closing) else { return };
-        if !plugin.worker.export.borrow().awaits(self.id) {
+        let awaits = |worker: &Worker| {
+            worker.export.borrow().awaits(self.id) || worker.control.borrow().awaits(self.id)
+        };
+        if !awaits(&plugin.worker) {
             if Rc::strong_count(&plugin.worker) == 1 {
                 plugin.worker.export.borrow_mut().give_up(&plugin.worker);
             }
@@ -57,7 +60,9 @@ impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, _: usize, body_bytes: usize, _: usize) {
         if let Some(Plugin { worker, .. }) = &self.plugin {
             let now = host::now();
-            let ours = worker.export.borrow_mut().answered_http(worker, token, body_bytes, now);
+            let of_control = worker.control.borrow_mut().answered(worker, token, body_bytes, now);
+            let ours =
+                !of_control && worker.export.borrow_mut().answered_http(worker, token, body_bytes, now);
             if ours {
                 worker.export.borrow_mut().flush(worker, self.id, now, self.closing);
                 worker.tell();
@@ -82,7 +87,7 @@ impl Context for Root {
         let Some(Plugin { worker, .. }) = &self.plugin else { return true };
         worker.export.borrow_mut().flush(worker, self.id, host::now(), true);
         worker.tell();
-        self.closing = worker.export.borrow().awaits(self.id);
+        self.closing = worker.export.borrow().awaits(self.id) || worker.control.borrow().awaits(self.id);
         !self.closing
     }
 }
@@ -136,6 +141,7 @@ impl RootContext for Root {
         export.push_metrics(worker, self.id, now);
         drop(export);
         worker.crossing.look();
+        worker.control.borrow_mut().look(worker, self.id, now);
         worker.tell();
         let waits = !worker.waiting.borrow().is_empty();
         pace.rest(*period, waits);

@@ -6,7 +6,7 @@ use throughline_settings_file::pairs;
 /// What the configuration is called in messages.
 const NAME: &str = "the plugin configuration";
 
-/// What was said, but for the direction: plugins of which this is the same share a worker.
+/// What was said, but for the direction: plugins of which this is the same, in the same order, share a worker.
 pub(crate) type Said = Vec<(String, String)>;
 
 /// Everything that was read.
@@ -21,7 +21,6 @@ pub(crate) fn read(configuration: &[u8], env: Vec<(String, String)>) -> Result<R
         Filter::resolve(&sources).map_err(|found| found.iter().map(ToString::to_string).collect());
     let mut said = sources.file;
     said.retain(|(key, _)| key != "direction");
-    said.sort();
     Ok((found?, said))
 }
 
@@ -38,7 +37,7 @@ mod tests {
     #[test]
     fn plugins_that_differ_in_their_direction_alone_say_the_same() {
         let said = |text: &str| read(text.as_bytes(), Vec::new()).unwrap().1;
-        assert_eq!(said("direction: inbound\nroutes: /a\n"), said("routes: /a\ndirection: outbound\n"));
+        assert_eq!(said("direction: inbound\nroutes: /a\n"), said("direction: outbound\nroutes: /a\n"));
         assert_ne!(said("routes: /a\n"), said("routes: /b\n"));
     }
 

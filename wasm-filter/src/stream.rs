@@ -12,7 +12,8 @@ use throughline_core::carrier::Carrier as _;
 use throughline_core::classify::{Direction, Failure};
 use throughline_core::events::grpc_frame::{Reassembler, first_message, reframe};
 use throughline_core::exchange::{
-    Destination, Exchange, RequestHead, Scheme, Version, Wanted, content_length, looks_like_push, unfit,
+    Destination, Exchange, Lent, Mark, Now, RequestHead, Scheme, Version, Wanted, content_length,
+    looks_like_push, unfit,
 };
 use throughline_core::propagation::traceparent;
 use throughline_core::settings::Direct;
@@ -39,11 +40,15 @@ pub(crate) struct Stream {
     direct: Direct,
     pace: Pace,
     exchange: Option<Exchange>,
+    /// The inbound exchange of another worker that an outbound call belongs to.
+    lent: Option<Lent>,
     wanted: Wanted,
     request: Request,
     response: Response,
     /// Whether the `traceparent` that goes on is ours.
     own_context: bool,
+    /// When the request went on, where that is of use.
+    connecting_mono_nanos: u64,
     /// The status of an answer that Envoy gave in the upstream's place, and why.
     in_place: Option<(u16, Failure)>,
     /// Whether the answer came to its end.
@@ -87,10 +92,12 @@ impl Stream {
             direct,
             pace,
             exchange: None,
+            lent: None,
             wanted: Wanted::Nothing,
             request: Request::Passing,
             response: Response::Passing,
             own_context: false,
+            connecting_mono_nanos: 0,
             in_place: None,
             whole: false,
         }
@@ -140,15 +147,36 @@ impl Stream {
             Direction::Inbound => None,
         };
         let exchange = host::with_ids(|ids| tracer.begin(&head, headers, host::now(), ids));
-        if let Some(lent) = lent {
-            tracer.give_back(lent);
-        }
+        self.lent = lent;
         if direction == Direction::Inbound {
             crossing.announce(&exchange);
         }
         self.own_context = is_own(&exchange, headers);
         self.wanted = exchange.wanted();
         self.exchange = Some(exchange);
+    }
+
+    /// What other workers know is looked at before the exchange is judged, and told afterwards.
+    fn judge(&mut self, judge: impl FnOnce(&mut Exchange, &Worker)) {
+        let Some(exchange) = &mut self.exchange else { return };
+        let Worker { tracer, crossing, .. } = &*self.worker;
+        if exchange.direction() == Direction::Inbound {
+            crossing.hear(tracer, exchange);
+        }
+        if let Some(lent) = self.lent.take_if(|lent| !tracer.keeps(lent) && crossing.is_over(lent)) {
+            tracer.give_back(lent);
+        }
+        let before = self.lent.as_ref().is_some_and(|lent| tracer.keeps(lent));
+        judge(exchange, &self.worker);
+        if let Some(lent) = self.lent.as_ref().filter(|lent| !before && tracer.keeps(lent)) {
+            crossing.tell_kept(lent);
+        }
+    }
+
+    fn mark(&mut self, mark: Mark) {
+        if let Some(exchange) = self.exchange.as_mut().filter(|exchange| exchange.wants_marks()) {
+            exchange.mark(mark, host::now());
+        }
     }
 
     fn limit(&self) -> u64 {
@@ -368,10 +396,14 @@ impl Stream {
     fn end(&mut self) {
         self.stop_holding_request();
         self.stop_holding_response();
+        self.judge(|_, _| {});
         let Some(mut exchange) = self.exchange.take() else { return };
         let Worker { tracer, batch, crossing, counts, .. } = &*self.worker;
         if exchange.direction() == Direction::Inbound {
             crossing.withdraw(&exchange);
+        }
+        if exchange.wants_marks() {
+            mark_connection(&mut exchange, self.connecting_mono_nanos);
         }
         if self.own_context
             && let Some(wire) = host::header(Map::Request, traceparent::HEADER)
@@ -394,6 +426,12 @@ impl Stream {
             tracer.end(exchange, outcome::outcome(ending), host::now(), &mut *sink);
             sink.ready()
         };
+        if let Some(lent) = self.lent.take() {
+            if tracer.keeps(&lent) {
+                crossing.tell_kept(&lent);
+            }
+            tracer.give_back(lent);
+        }
         // Calls and numbers are a root's business.
         if ready { self.pace.now() } else { self.pace.soon() }
     }
@@ -408,10 +446,21 @@ impl HttpContext for Stream {
             return Action::Continue; // a tunnel is no exchange: what is inside of it may be some
         }
         self.begin(&mut headers);
-        if end { Action::Continue } else { self.plan_request(&headers) }
+        if self.exchange.as_ref().is_some_and(Exchange::wants_marks) {
+            self.mark(Mark::Connecting);
+            self.connecting_mono_nanos = host::now().mono_nanos;
+        }
+        if end {
+            self.mark(Mark::RequestSent);
+            return Action::Continue;
+        }
+        self.plan_request(&headers)
     }
 
     fn on_http_request_body(&mut self, bytes: usize, end: bool) -> Action {
+        if end {
+            self.mark(Mark::RequestSent);
+        }
         match std::mem::replace(&mut self.request, Request::Passing) {
             Request::Passing => Action::Continue,
             Request::Watched(seen) => {
@@ -439,6 +488,7 @@ impl HttpContext for Stream {
     }
 
     fn on_http_request_trailers(&mut self, _: usize) -> Action {
+        self.mark(Mark::RequestSent);
         if let Request::Held { bytes, .. } = &self.request {
             let bytes = *bytes;
             return self.held_request(bytes, true);
@@ -454,11 +504,17 @@ impl HttpContext for Stream {
         self.whole = end;
         if let Some(failure) = self.own_answer(status) {
             self.in_place = Some((status, failure));
+            self.judge(|exchange, worker| {
+                exchange.answer_instead(&worker.tracer, failure, status, &mut headers);
+            });
             return Action::Continue;
         }
-        if let Some(exchange) = &mut self.exchange {
-            exchange.response(&self.worker.tracer, status, &mut headers);
-        }
+        self.judge(|exchange, worker| {
+            if exchange.wants_first_byte() {
+                exchange.mark(Mark::FirstByte, host::now());
+            }
+            exchange.response(&worker.tracer, status, &mut headers);
+        });
         if end { Action::Continue } else { self.plan_response(status, &headers) }
     }
 
@@ -479,9 +535,9 @@ impl HttpContext for Stream {
 
     fn on_http_response_trailers(&mut self, _: usize) -> Action {
         self.whole = true;
-        if let Some(exchange) = &mut self.exchange {
-            exchange.trailers(&Headers::of(Map::ResponseTrailers));
-        }
+        self.judge(|exchange, worker| {
+            exchange.answer_trailers(&worker.tracer, &mut Headers::of(Map::ResponseTrailers));
+        });
         if let Response::Held { bytes, .. } = &self.response {
             let bytes = *bytes;
             return self.held_response(bytes, true);
@@ -497,6 +553,15 @@ impl HttpContext for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.end(); // where Envoy did not log the stream
+    }
+}
+
+/// When the upstream's connection was at hand, as Envoy says; known only at the end.
+fn mark_connection(exchange: &mut Exchange, connecting_mono_nanos: u64) {
+    let waited = host::number("upstream\0cx_pool_ready_duration");
+    if let Some(waited) = waited.and_then(|nanos| u64::try_from(nanos).ok()) {
+        let mono_nanos = connecting_mono_nanos.saturating_add(waited);
+        exchange.mark(Mark::Connected, Now { unix_nanos: 0, mono_nanos });
     }
 }
 

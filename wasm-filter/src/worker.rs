@@ -6,9 +6,10 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use throughline_core::batch::{Batch, Bounds};
-use throughline_core::exchange::Tracer;
+use throughline_core::exchange::{Done, Now, Tracer, Work};
 use throughline_core::settings::{Filter, Settings};
 
+use crate::control::Control;
 use crate::crossing::Crossing;
 use crate::export::Export;
 use crate::host;
@@ -26,6 +27,7 @@ pub(crate) struct Worker {
     pub(crate) settings: Settings,
     pub(crate) filter: Filter,
     pub(crate) export: RefCell<Export>,
+    pub(crate) control: RefCell<Control>,
     pub(crate) crossing: Crossing,
     pub(crate) counts: RefCell<Counts>,
     told: RefCell<Told>,
@@ -119,12 +121,20 @@ impl Worker {
             export: RefCell::new(Export::new(&settings, &filter)),
             settings,
             filter,
+            control: RefCell::new(Control::default()),
             crossing: Crossing::default(),
             counts: RefCell::new(Counts::default()),
             told: RefCell::new(Told::default()),
             holding: Cell::new(0),
             waiting: RefCell::new(Vec::new()),
         }
+    }
+
+    /// Leaves a span of the filter's own work, in the modes that have such spans.
+    pub(crate) fn work(&self, work: Work, started: Now, error: Option<&str>, detail: &str) {
+        let done = Done { work, started, error, detail };
+        let sink = &mut *self.batch.borrow_mut();
+        host::with_ids(|ids| self.tracer.work(done, host::now(), ids, sink));
     }
 
     /// Room for a body of so many bytes; given back by [`Worker::let_go`].

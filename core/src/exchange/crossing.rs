@@ -15,10 +15,23 @@ use crate::names::TRACESTATE_KEY;
 use crate::operation::Operation;
 use crate::propagation::{traceparent, tracestate};
 
-/// An inbound exchange of another worker that stands among this tracer's own until it is given back.
+/// An inbound exchange of another worker that stands among this tracer's own until it is given back, when the call
+/// that it was lent to is over.
 #[derive(Debug)]
-#[must_use = "what is lent is given back after `begin`"]
-pub struct Lent(Place);
+#[must_use = "what is lent is given back when the call is over"]
+pub struct Lent {
+    place: Place,
+    trace_id: TraceId,
+    span_id: SpanId,
+}
+
+impl Lent {
+    /// The exchange.
+    #[must_use]
+    pub fn ids(&self) -> (TraceId, SpanId) {
+        (self.trace_id, self.span_id)
+    }
+}
 
 /// What an outbound call says of the inbound exchange that it belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +69,13 @@ impl Exchange {
     pub fn announced(&self, told: &[u8]) -> bool {
         self.ids().is_some_and(|(_, span_id)| told.get(16..24) == Some(span_id.bytes().as_slice()))
     }
+
+    /// Whether it matters to this exchange that a call of its application's on another worker was kept.
+    #[must_use]
+    pub fn asks_whether_kept(&self) -> bool {
+        let Tracing::On(trace) = self.tracing else { return false };
+        trace.in_flight.is_some() && self.may_be_kept(&trace)
+    }
 }
 
 impl Tracer {
@@ -75,12 +95,28 @@ impl Tracer {
         let mut inbound = read(told).filter(|inbound| inbound.trace_id == asked.trace_id)?;
         // The member is ours alone, so it is right where several exchanges of one trace are in flight.
         inbound.span_id = asked.named.unwrap_or(inbound.span_id);
-        self.insert_lent(inbound).map(Lent)
+        let Inbound { trace_id, span_id, .. } = inbound;
+        self.insert_lent(inbound).map(|place| Lent { place, trace_id, span_id })
+    }
+
+    /// Whether the call that it was lent to was kept, so that the other worker should know (rule 4).
+    #[must_use]
+    pub fn keeps(&self, lent: &Lent) -> bool {
+        self.is_kept(lent.place)
     }
 
     /// Takes it away again.
     pub fn give_back(&self, lent: Lent) {
-        self.remove_lent(lent.0);
+        self.remove_lent(lent.place);
+    }
+
+    /// A call of this inbound exchange's application was kept on another worker.
+    pub fn told_kept(&self, exchange: &Exchange) {
+        if let Tracing::On(trace) = exchange.tracing
+            && let Some(place) = trace.in_flight
+        {
+            self.mark_kept(place, trace.span_id);
+        }
     }
 }
 
@@ -101,6 +137,7 @@ fn read(told: &[u8]) -> Option<Inbound> {
         luggage: (!luggage.baggage.is_empty() || !luggage.tracestate.is_empty()).then(|| Arc::new(luggage)),
         calls_with_context: 0,
         calls_without_context: 0,
+        kept: false,
     })
 }
 

@@ -86,9 +86,11 @@ pub(super) struct Plan {
     pub(super) state: State,
     /// Set where the header is missing.
     pub(super) operation_header: Option<Operation>,
+    /// The header names an operation that goes no further.
+    pub(super) operation_disbelieved: bool,
     /// Added to the baggage where it is missing.
     pub(super) operation_baggage: Option<Operation>,
-    /// The whole baggage was restored.
+    /// The whole baggage was restored, or a member was taken out of it.
     pub(super) restored_baggage: bool,
     pub(super) peer: PeerHeader,
 }
@@ -107,6 +109,9 @@ impl Plan {
             PeerHeader::Removed => {}
         }
         self.contexts(trace, buffers, carrier);
+        if self.operation_disbelieved {
+            carrier.remove(header::OPERATION);
+        }
         if let Some(operation) = self.operation_header {
             carrier.set(header::OPERATION, operation.as_str().as_bytes());
         }
@@ -114,8 +119,10 @@ impl Plan {
         let added = self.operation_baggage.is_some_and(|operation| {
             baggage::append(&mut buffers.baggage, attribute::OPERATION, operation.as_str().as_bytes())
         });
-        if added || self.restored_baggage {
+        if (added || self.restored_baggage) && !buffers.baggage.is_empty() {
             carrier.set(baggage::HEADER, &buffers.baggage);
+        } else if self.restored_baggage {
+            carrier.remove(baggage::HEADER);
         }
     }
 

@@ -3,24 +3,33 @@
 //! arguments, so every path replays in a test.
 
 mod crossing;
+mod edge;
 mod extract;
 mod head;
 mod inject;
 mod messages;
+mod phases;
 mod record;
+mod remember;
+mod steer;
 mod tracer;
+mod work;
 
 pub use crossing::{Asked, Lent};
+pub use edge::{Edge, Trust};
 pub use extract::Propagators;
 pub use head::{Destination, Now, RequestHead, Scheme, Version};
 pub use inject::ResponseHeaders;
 pub use messages::{EventContext, MessageNames, Wanted, content_length, looks_like_push, unfit};
+pub use phases::Mark;
 pub use tracer::{Config, Counters, RootUnsampled, Tracer};
+pub use work::{Done, Work};
 
 use crate::carrier::Carrier;
-use crate::classify::{Direction, ErrorType, GrpcStatus, Outcome, Verdict, verdict};
+use crate::classify::{Direction, ErrorType, Failure, GrpcStatus, Outcome, Verdict, verdict};
 use crate::ids::{Flags, SpanId, TraceId};
 use crate::in_flight::Place;
+use crate::keep::{Keep, KeepReason};
 use crate::metrics::{Method, code_text};
 use crate::names::{attribute, header};
 use crate::operation::Operation;
@@ -29,7 +38,9 @@ use crate::peer::Peer;
 use crate::propagation::traceparent;
 use crate::sampling::Reason;
 use messages::Messaging;
+use phases::Phases;
 use record::Buffers;
+use steer::Steer;
 
 /// One request and its answer, from the first byte of the head to the last of the body. A host must `end` it,
 /// exactly once; a host that drops it leaks its place among the exchanges in flight.
@@ -37,6 +48,7 @@ use record::Buffers;
 #[must_use = "an exchange that is not ended leaves no span and keeps its place"]
 pub struct Exchange {
     direction: Direction,
+    steer: Steer,
     tracing: Tracing,
     started: Now,
     method: Method,
@@ -50,6 +62,19 @@ pub struct Exchange {
     grpc_status: Option<GrpcStatus>,
     http_status: Option<u16>,
     messaging: Option<Box<Messaging>>,
+    keeping: Keeping,
+    /// Why it is kept, as soon as that is certain.
+    kept: Option<KeepReason>,
+    /// Whether the bound of spans a second stood against keeping it.
+    left_out: bool,
+    /// Whether the caller's sidecar was told that it is kept.
+    told: bool,
+    /// Whether the caller speaks HTTP/2.
+    http2: bool,
+    /// When the head of the answer was there, by the monotonic clock.
+    first_byte: Option<u64>,
+    /// In `full` mode, what the children are made of.
+    phases: Option<Box<Phases>>,
     buffers: Box<Buffers>,
 }
 
@@ -64,6 +89,15 @@ enum Tracing {
     On(Trace),
 }
 
+/// What may become of an exchange that the head did not choose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Keeping {
+    /// It leaves no span.
+    Never,
+    /// It may still be kept, for certain if the head alone gave the reason.
+    Open { by_head: Option<KeepReason> },
+}
+
 /// The place of an exchange in a trace.
 #[derive(Clone, Copy, Debug)]
 struct Trace {
@@ -71,10 +105,23 @@ struct Trace {
     span_id: SpanId,
     flags: Flags,
     parent: Option<Parent>,
+    /// Who may be the parent, if it is exported: that is not known when the exchange begins.
+    doubt: Option<Doubt>,
     /// Whether a span comes of it.
     recorded: bool,
     reason: Reason,
     in_flight: Option<Place>,
+}
+
+/// A parent that was not sampled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Doubt {
+    /// The caller's span: its sidecar exports it if it is told.
+    Caller(SpanId),
+    /// Our own inbound exchange: it is exported if it is still in flight when it is told.
+    Inbound(Place, SpanId),
+    /// The parent came with a message: nobody knows. If the span is exported it gets a link instead.
+    Message,
 }
 
 /// What an exchange turned out to be, for access logs.
@@ -117,7 +164,7 @@ impl Exchange {
             carrier.remove(header::PEER);
         }
         if let Tracing::On(trace) = self.tracing {
-            if trace.recorded {
+            if trace.recorded || self.keeping != Keeping::Never {
                 let names = &tracer.config.capture_response_headers;
                 tracer::capture(
                     names,
@@ -126,13 +173,97 @@ impl Exchange {
                     &mut self.buffers.attributes,
                 );
             }
+            self.keep_so_far(tracer, Outcome::Complete, carrier);
             if self.direction == Direction::Inbound {
+                if tracer.config.trust != Trust::Mesh {
+                    edge::strip_answer(carrier);
+                }
                 if self.caller_is_sidecar {
                     carrier.set(header::PEER, &tracer.config.peer_header);
                 }
                 inject::answer(&tracer.config.response_headers, &trace, carrier);
             }
         }
+    }
+
+    /// The host answers in the place of an upstream that failed: adds what the caller's sidecar must know.
+    pub fn answer_instead(
+        &mut self,
+        tracer: &Tracer,
+        failure: Failure,
+        status: u16,
+        carrier: &mut impl Carrier,
+    ) {
+        if matches!(self.tracing, Tracing::On(_)) {
+            self.keep_so_far(tracer, Outcome::Failed { failure, answered: Some(status) }, carrier);
+        }
+    }
+
+    /// The trailers of the answer, where they can be changed: as [`Exchange::trailers`], and a caller's sidecar is
+    /// told of what only they said.
+    pub fn answer_trailers(&mut self, tracer: &Tracer, carrier: &mut impl Carrier) {
+        self.trailers(carrier);
+        if matches!(self.tracing, Tracing::On(_)) {
+            // HTTP/1.1 announces the fields of its trailers in the head, which is gone.
+            let late = self.http2 || self.direction == Direction::Outbound;
+            if late {
+                self.keep_so_far(tracer, Outcome::Complete, carrier);
+            }
+        }
+    }
+
+    /// Rule 4: takes what the next hop's sidecar says of keeping, judges what is known so far, and tells the
+    /// caller's sidecar, while there is still a head or a trailer to tell it by.
+    fn keep_so_far(&mut self, tracer: &Tracer, outcome: Outcome, carrier: &mut impl Carrier) {
+        let said = carrier.get(header::KEEP).is_some();
+        if said {
+            carrier.remove(header::KEEP); // an application has no say in it, nor any use for it
+        }
+        if self.kept.is_none() {
+            let said = said && self.direction == Direction::Outbound && self.inside;
+            self.kept = tracer.keep_now(self, said, outcome);
+        }
+        // What an operator asked for is worth the whole way to it, as what is kept is.
+        let by_rule = matches!(
+            self.tracing,
+            Tracing::On(Trace {
+                recorded: true,
+                reason: Reason::OnDemand,
+                doubt: Some(Doubt::Caller(_)),
+                ..
+            })
+        );
+        let reason = self.kept.map(KeepReason::as_str).or(by_rule.then_some(Reason::OnDemand.as_str()));
+        if let (Some(reason), false) = (reason, self.told)
+            && self.direction == Direction::Inbound
+            && self.caller_is_sidecar
+        {
+            carrier.set(header::KEEP, reason.as_bytes());
+            self.told = true;
+        }
+    }
+
+    /// A moment that only the host knows.
+    pub fn mark(&mut self, mark: Mark, now: Now) {
+        if mark == Mark::FirstByte {
+            self.first_byte.get_or_insert(now.mono_nanos);
+        }
+        if let Some(phases) = &mut self.phases {
+            phases.mark(mark, now);
+        }
+    }
+
+    /// Whether the moment of the first byte is of use.
+    #[must_use]
+    pub fn wants_first_byte(&self) -> bool {
+        let open = || matches!(self.tracing, Tracing::On(Trace { recorded: false, .. }));
+        self.phases.is_some() || (self.keeping != Keeping::Never && open())
+    }
+
+    /// Whether every moment is of use, not only that of the first byte.
+    #[must_use]
+    pub fn wants_marks(&self) -> bool {
+        self.phases.is_some()
     }
 
     /// The trailers arrived: gRPC's status is in them.
@@ -152,7 +283,7 @@ impl Exchange {
             return false;
         }
         if wire.trace_id != trace.trace_id {
-            trace.parent = None; // what we continued is not the trace that went on
+            (trace.parent, trace.doubt) = (None, None); // what we continued is not the trace that went on
         }
         (trace.trace_id, trace.span_id) = (wire.trace_id, wire.span_id);
         true
@@ -183,6 +314,26 @@ impl Exchange {
             (Direction::Inbound | Direction::Outbound, _) => self.http_status,
         };
         (status, verdict(self.direction, outcome, status, self.grpc_status))
+    }
+
+    /// Whether the head's no may still be overruled.
+    fn may_be_kept(&self, trace: &Trace) -> bool {
+        !trace.recorded && self.keeping != Keeping::Never
+    }
+
+    /// Why the exchange is kept although the head said no, if it is.
+    fn worth_keeping(
+        &self,
+        keep: &Keep,
+        (status, verdict): (Option<u16>, Verdict),
+        nanos: u64,
+        slow_over: Option<u64>,
+    ) -> Option<KeepReason> {
+        let Keeping::Open { by_head } = self.keeping else { return None };
+        let failed = keep.errors && (verdict.error.is_some() || status.is_some_and(|status| status >= 500));
+        let slow = slow_over.is_some_and(|limit| nanos > limit);
+        let found = [(failed, KeepReason::Error), (slow, KeepReason::Slow)];
+        found.into_iter().find_map(|(holds, reason)| holds.then_some(reason)).or(by_head)
     }
 
     /// Attributes that are known only at the end.

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::extract::Seen;
+use super::remember::Remembered;
 use super::{Config, RequestHead};
 use crate::classify::Direction;
 use crate::in_flight::Luggage;
@@ -31,6 +31,8 @@ pub(super) struct Buffers {
     pub(super) tracestate: Vec<u8>,
     /// `baggage` in normal form.
     pub(super) baggage: Vec<u8>,
+    /// The head of an exchange that may be kept.
+    pub(super) remembered: Remembered,
     /// For whatever needs a moment's memory.
     pub(super) scratch: Vec<u8>,
     /// What the exchange in flight leaves behind, shared with the calls that belong to it.
@@ -40,8 +42,9 @@ pub(super) struct Buffers {
 impl Buffers {
     /// Empties them; false when they grew so large that they are better let go.
     pub(super) fn clear(&mut self) -> bool {
-        let Self { attributes, links, route, host, tracestate, baggage, scratch, luggage } = self;
-        let mut bytes = luggage.baggage.capacity() + luggage.tracestate.capacity();
+        let Self { attributes, links, route, host, tracestate, baggage, remembered, scratch, luggage } = self;
+        let mut bytes = luggage.baggage.capacity() + luggage.tracestate.capacity() + remembered.capacity();
+        remembered.clear();
         for buffer in [attributes, links, route, host, tracestate, baggage, scratch] {
             buffer.clear();
             bytes += buffer.capacity();
@@ -54,7 +57,7 @@ impl Buffers {
 pub(super) fn request(
     config: &Config,
     head: &RequestHead<'_>,
-    seen: &Seen<'_>,
+    agent: Option<&[u8]>,
     operation: Option<&Operation>,
     buffers: &mut Buffers,
 ) {
@@ -73,7 +76,7 @@ pub(super) fn request(
         attributes.text(attribute::OPERATION, operation.as_str().as_bytes());
     }
     match head.direction {
-        Direction::Inbound => server(config, head, seen, port, buffers),
+        Direction::Inbound => server(config, head, agent, port, buffers),
         Direction::Outbound => client(config, head, port, buffers),
     }
 }
@@ -81,7 +84,7 @@ pub(super) fn request(
 fn server(
     config: &Config,
     head: &RequestHead<'_>,
-    seen: &Seen<'_>,
+    agent: Option<&[u8]>,
     port: Option<u16>,
     buffers: &mut Buffers,
 ) {
@@ -100,7 +103,7 @@ fn server(
         let mut text = AddressText { bytes: [0; 48], len: 0 };
         attributes.text(attribute::CLIENT_ADDRESS, text.of(caller));
     }
-    if let Some(agent) = seen.user_agent {
+    if let Some(agent) = agent {
         attributes.text(attribute::USER_AGENT_ORIGINAL, agent);
     }
 }

@@ -4,19 +4,30 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::edge::{self, Edge, Trust};
 use super::extract::{Context, Invalids, Propagators, Reading, Seen};
 use super::inject::{Formats, PeerHeader, Plan, State};
 use super::messages::{EventContext, MessageNames, Messaging};
+use super::phases::Phases;
 use super::record::{self, Buffers};
-use super::{Destination, Exchange, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing};
-use crate::batch::SpanSink;
+use super::steer::Steer;
+use super::{
+    Destination, Doubt, Exchange, Keeping, Now, RequestHead, ResponseHeaders, Summary, Trace, Tracing,
+};
+use crate::adaptive::{Adaptive, Watch};
+use crate::batch::{Books, Dropped, SpanSink};
+use crate::bucket::Bucket;
 use crate::carrier::Carrier;
 use crate::classify::{Direction, Outcome, is_grpc};
-use crate::ids::{Flags, Ids, SpanId};
+use crate::control::{Control, Enabled, Value};
+use crate::ids::{Flags, Ids, SpanId, TraceId};
 use crate::in_flight::{InFlight, Inbound, Place};
+use crate::intern::Interner;
+use crate::keep::{Keep, KeepReason, Learned, Slow};
 use crate::limits;
 use crate::mesh::Mesh;
 use crate::metrics::{Labels, Method, Requests};
+use crate::mode::Mode;
 use crate::names::{OTHER, TRACESTATE_KEY, attribute};
 use crate::operation::Operation;
 use crate::otlp::{Attributes, Kind, Parent, Span, link};
@@ -24,7 +35,8 @@ use crate::peer::Peer;
 use crate::propagation::{baggage, tracestate};
 use crate::redact::Query;
 use crate::route::{Pattern, Routes, template};
-use crate::sampling::{Decision, Reason, Sampler, erase_probability};
+use crate::sampling::{Decision, Ratio, Reason, Sampler, erase_probability};
+use crate::settings::Mistake;
 
 /// What the application gets when we start a trace and decide not to sample it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,12 +50,26 @@ pub enum RootUnsampled {
 /// The settings that decide.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Whether contexts are carried and spans made. Metrics are counted either way.
+    /// Whether anything may ever be traced. If not, the mode is `off` and stays so. Metrics are counted either
+    /// way.
     pub enabled: bool,
+    /// What is traced, until the mode is changed.
+    pub mode: Mode,
     /// Whether sampled exchanges become spans (there is an exporter).
     pub recording: bool,
+    /// The name of the service, which rules may be about.
+    pub service: String,
     /// The sampler.
     pub sampler: Sampler,
+    /// What is kept although the head said no.
+    pub keep: Keep,
+    /// Whom inbound requests come from.
+    pub trust: Trust,
+    /// When more is sampled by itself.
+    pub adaptive: Adaptive,
+    /// Spans a second that the sidecar chooses to make, at the most; 0 for no bound. What a parent chose, and what
+    /// others wait for, counts too, and is made all the same.
+    pub spans_per_second: u64,
     /// Formats read and written.
     pub propagators: Propagators,
     /// Configured route patterns, first match counts.
@@ -97,6 +123,12 @@ pub struct Counters {
     pub in_flight_full: u64,
     /// Exchanges of kubelet's probes.
     pub probes: u64,
+    /// Exchanges that became spans.
+    pub recorded: u64,
+    /// Exchanges that would have become spans but for the bound of spans a second.
+    pub over_budget: u64,
+    /// Exchanges that were kept although the head said no, in the order of [`KeepReason::ALL`].
+    pub kept: [u64; KeepReason::ALL.len()],
 }
 
 /// Shared by all exchanges of a process.
@@ -108,9 +140,20 @@ pub struct Tracer {
 
 #[derive(Debug)]
 struct Shared {
+    control: Control,
+    /// Operations that strangers named, and the traces a second that they may have sampled.
+    edge_operations: Interner,
+    edge_sampled: Bucket,
+    adaptive: Watch,
+    /// Spans a second, where they are bounded.
+    budget: Option<Bucket>,
+    /// Spans of the host's own work.
+    work: Bucket,
     in_flight: InFlight,
     routes: Routes,
     requests: Requests,
+    /// How slow routes are, inbound and outbound.
+    learned: [Learned; 2],
     context_dropped: Vec<u64>,
     counters: Counters,
     untouched: Vec<(&'static str, u64)>,
@@ -129,14 +172,25 @@ struct Said {
     baggage_is_whole: bool,
 }
 
+/// What a stranger at an edge said.
+struct Stranger {
+    /// He wants the trace sampled.
+    sampled: bool,
+    /// He named an operation that is not believed.
+    operation_disbelieved: bool,
+    /// It was taken out of the baggage.
+    baggage_changed: bool,
+}
+
 /// What an outbound call found out about the exchange it belongs to.
 #[derive(Debug, Default)]
 struct Belonging {
     inbound: Option<Inbound>,
+    place: Option<Place>,
     /// Whether there were exchanges in flight that a call without context may belong to.
     in_flight: bool,
     /// The newest of them that are sampled.
-    candidates: Vec<(crate::ids::TraceId, SpanId, Flags)>,
+    candidates: Vec<(TraceId, SpanId, Flags)>,
 }
 
 impl Tracer {
@@ -145,9 +199,20 @@ impl Tracer {
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
         let shared = Shared {
+            control: Control::new(config.enabled, config.mode, config.sampler, &config.service),
+            edge_operations: Interner::new(edge::operations_max(&config.trust), seed),
+            edge_sampled: match &config.trust {
+                Trust::Edge(edge) => Bucket::new(edge.sampled_per_second, edge.sampled_per_second),
+                Trust::Mesh => Bucket::new(0, 0),
+            },
+            adaptive: Watch::new(config.adaptive),
+            budget: (config.spans_per_second > 0)
+                .then(|| Bucket::new(config.spans_per_second, config.spans_per_second)),
+            work: Bucket::new(limits::WORK_SPANS_PER_SECOND_MAX, limits::WORK_SPANS_AT_ONCE_MAX),
             in_flight: InFlight::new(seed),
             routes: Routes::new(config.routes_max, seed),
             requests: Requests::new(seed),
+            learned: Default::default(),
             context_dropped: Vec::new(),
             counters: Counters::default(),
             untouched: Vec::new(),
@@ -180,18 +245,34 @@ impl Tracer {
         if head.direction == Direction::Outbound {
             exchange.buffers.host.extend_from_slice(record::bare(head.host_and_port().0));
         }
-        if !self.config.enabled {
+        if !exchange.steer.mode.traces_exchanges() {
             exchange.operation = self.operation(&seen, &mut exchange.buffers.baggage).operation;
             return exchange;
         }
-        exchange.messaging = Messaging::of_head(head, carrier);
+        if exchange.steer.mode == Mode::Full && self.config.recording {
+            exchange.phases = Some(Phases::new(ids));
+        }
+        let at_edge = head.direction == Direction::Inbound && self.config.trust != Trust::Mesh;
+        if !at_edge {
+            // What a stranger calls an event is a request like any other.
+            exchange.messaging = Messaging::of_head(head, carrier);
+        }
+        exchange.keeping = self.keeping(&exchange);
+        exchange.steer.look_at(|name| carrier.get(name));
         let (trace, plan) = match head.direction {
             Direction::Inbound => self.begin_inbound(&mut exchange, head, &seen, ids),
             Direction::Outbound => self.begin_outbound(&mut exchange, head, &seen, ids),
         };
-        if trace.recorded {
+        if let Keeping::Open { by_head } = &mut exchange.keeping {
+            let operation = exchange.operation.as_ref().map(Operation::as_str);
+            *by_head = self.config.keep.by_head(operation, &exchange.buffers.route, |name| carrier.get(name));
+        }
+        if trace.recorded || exchange.keeping != Keeping::Never {
             let names = &self.config.capture_request_headers;
             capture(names, attribute::REQUEST_HEADER_PREFIX, carrier, &mut exchange.buffers.attributes);
+        }
+        if at_edge {
+            edge::strip_request(carrier);
         }
         plan.write(&trace, &self.config.peer_header, &mut exchange.buffers, carrier);
         exchange.tracing = Tracing::On(trace);
@@ -203,9 +284,16 @@ impl Tracer {
     }
 
     fn blank(&self, head: &RequestHead<'_>, now: Now) -> Exchange {
-        let buffers = self.lock().spare.pop().unwrap_or_default();
+        let (buffers, steer) = {
+            let mut shared = self.lock();
+            let Shared { control, adaptive, .. } = &mut *shared;
+            let raised = adaptive.rate(now);
+            let steer = Steer::new(control.mode(), control.sampler(), control.rules(), raised, now);
+            (shared.spare.pop(), steer)
+        };
         Exchange {
             direction: head.direction,
+            steer,
             tracing: Tracing::Off,
             started: now,
             method: Method::of(head.method),
@@ -217,8 +305,144 @@ impl Tracer {
             grpc_status: None,
             http_status: None,
             messaging: None,
-            buffers,
+            keeping: Keeping::Never,
+            kept: None,
+            left_out: false,
+            told: false,
+            http2: head.version == super::Version::Http2,
+            first_byte: None,
+            phases: None,
+            buffers: buffers.unwrap_or_default(),
         }
+    }
+
+    /// Whether an exchange may be kept at its end.
+    fn keeping(&self, exchange: &Exchange) -> Keeping {
+        match exchange.steer.mode {
+            Mode::Hybrid if self.config.recording => Keeping::Open { by_head: None },
+            Mode::Off | Mode::SystemOnly | Mode::Hybrid | Mode::Full => Keeping::Never,
+        }
+    }
+
+    /// What only the head knows: as attributes if there will be a span, else remembered if there may be one.
+    fn write_down(&self, exchange: &mut Exchange, head: &RequestHead<'_>, seen: &Seen<'_>, trace: &Trace) {
+        // A message may move the exchange into a sampled trace.
+        if trace.recorded || exchange.messaging.is_some() {
+            let operation = exchange.operation.as_ref();
+            record::request(&self.config, head, seen.user_agent, operation, &mut exchange.buffers);
+            if head.direction == Direction::Inbound {
+                record::peer(exchange.peer.as_ref(), &mut exchange.buffers.attributes);
+            }
+        } else if exchange.keeping != Keeping::Never {
+            exchange.buffers.remembered.fill(&self.config, head, seen);
+        }
+    }
+
+    /// What is traced from here on. Exchanges that have begun go on as they began.
+    pub fn set_mode(&self, mode: Mode) {
+        self.lock().control.set_mode(mode);
+    }
+
+    /// Samples what a rule is about for a while: `{source_id, operation | route | service | header, rate,
+    /// duration}`.
+    ///
+    /// # Errors
+    /// Every mistake of the wish.
+    pub fn enable(&self, wish: &Value, now: Now) -> Result<Enabled, Vec<Mistake>> {
+        self.lock().control.enable(wish, unix_seconds(now))
+    }
+
+    /// Ends a rule: `{source_id}`, or what it is about; `{all: true}` ends all that were enabled by calls. Says how
+    /// many there were.
+    ///
+    /// # Errors
+    /// Every mistake of the wish.
+    pub fn disable(&self, wish: &Value, now: Now) -> Result<usize, Vec<Mistake>> {
+        self.lock().control.disable(wish, unix_seconds(now))
+    }
+
+    /// Changes mode and base rate: `{mode, base_rate}`; with `null` they are again what the document or the settings
+    /// say.
+    ///
+    /// # Errors
+    /// Every mistake of the wish.
+    pub fn change(&self, wish: &Value) -> Result<(), Vec<Mistake>> {
+        self.lock().control.change(wish)
+    }
+
+    /// Takes over a whole document: `{mode, base_rate, rules}`, such as [`Tracer::status`] of another host is one.
+    /// Says whether anything changed.
+    ///
+    /// # Errors
+    /// Every mistake of the document; the last good one stays.
+    pub fn control(&self, document: &Value, now: Now) -> Result<bool, Vec<Mistake>> {
+        self.lock().control.apply(document, unix_seconds(now))
+    }
+
+    /// Mode, base rate and rules as the document that [`Tracer::control`] reads, and what happened so far beside
+    /// them, as JSON.
+    #[must_use]
+    pub fn status(&self, now: Now, books: Books) -> String {
+        let shared = self.lock();
+        let named = |rows: &[(&str, u64)]| {
+            let rows: Vec<String> = rows.iter().map(|(key, count)| format!("\"{key}\":{count}")).collect();
+            format!("{{{}}}", rows.join(","))
+        };
+        let Counters { recorded, kept, .. } = shared.counters;
+        let kept: Vec<_> = KeepReason::ALL.iter().map(|reason| reason.as_str()).zip(kept).collect();
+        let dropped: Vec<_> = Dropped::ALL.iter().map(|reason| reason.as_str()).zip(books.dropped).collect();
+        let mut service = Vec::new();
+        crate::events::json::write_string(&self.config.service, &mut service);
+        let status = format!(
+            "{{\"service\":{},\"unix_seconds\":{},\"exchanges_recorded\":{recorded},\"exchanges_kept\":{},\
+             \"over_budget\":{},\"adaptive\":{{\"active\":{},\"rate\":{}}},\"spans\":{},\"spans_dropped\":{},\
+             \"in_flight\":{}}}",
+            String::from_utf8_lossy(&service),
+            unix_seconds(now),
+            named(&kept),
+            shared.counters.over_budget,
+            shared.adaptive.is_active(),
+            self.config.adaptive.rate.probability(),
+            named(&[("created", books.created), ("exported", books.exported), ("held", books.held)]),
+            named(&dropped),
+            shared.in_flight.len(),
+        );
+        shared.control.json(unix_seconds(now), &status)
+    }
+
+    /// The share of traces that the sampler takes.
+    #[must_use]
+    pub fn base_rate(&self) -> Ratio {
+        self.lock().control.base_rate()
+    }
+
+    /// The share of new traces that is sampled at this moment, and whether it was raised.
+    #[must_use]
+    pub fn rate(&self, now: Now) -> (Ratio, bool) {
+        let mut shared = self.lock();
+        let base = shared.control.base_rate();
+        match shared.adaptive.rate(now) {
+            Some(raised) if raised.probability() > base.probability() => (raised, true),
+            Some(_) => (base, true),
+            None => (base, false),
+        }
+    }
+
+    /// On-demand rules that have not ended.
+    #[must_use]
+    pub fn rules_active(&self, now: Now) -> usize {
+        self.lock().control.active(unix_seconds(now)).count()
+    }
+
+    /// What is traced.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.lock().control.mode()
+    }
+
+    pub(super) fn may_tell_of_work(&self, now: Now) -> bool {
+        let mut shared = self.lock();
+        shared.control.mode().traces_own_work() && shared.work.take(1, now)
     }
 
     /// ARCHITECTURE.md, rule 1: the caller's context is the parent of a server span, which is the application's
@@ -230,27 +454,38 @@ impl Tracer {
         seen: &Seen<'_>,
         ids: &mut impl Ids,
     ) -> (Trace, Plan) {
-        let reading = seen.context(self.config.propagators);
-        exchange.peer = seen.peer.and_then(Peer::parse);
-        exchange.caller_is_sidecar = exchange.peer.is_some();
+        let mut reading = seen.context(self.config.propagators);
         let said = self.operation(seen, &mut exchange.buffers.baggage);
         exchange.operation = said.operation;
+        let stranger = match &self.config.trust {
+            Trust::Mesh => {
+                exchange.peer = seen.peer.and_then(Peer::parse);
+                exchange.caller_is_sidecar = exchange.peer.is_some();
+                None
+            }
+            Trust::Edge(edge) => Some(self.meet_stranger(edge, exchange, &mut reading)),
+        };
         let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
-        tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
+        exchange.steer.find_rules(exchange.operation.as_ref(), &exchange.buffers.route);
+        let held_own = tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
 
-        let mut trace = self.continue_or_start(&reading, ids);
+        let mut trace = self.continue_or_start(exchange, &reading, ids);
+        if stranger.as_ref().is_some_and(|stranger| stranger.sampled) && !trace.flags.sampled() {
+            self.grant_stranger(exchange, &mut trace);
+        }
         if let Some(context) = reading.context {
             erase_if_overridden(&context, &trace, &mut exchange.buffers.tracestate);
             // No phantom parents (rule 3): a mesh peer exports no span of a trace that it does not sample.
-            let exported = context.sampled != Some(false) || exchange.peer.is_none();
+            // Nor does the sidecar of an application that copied its headers past it.
+            let from_mesh = exchange.peer.is_some() || held_own;
+            let exported = context.sampled != Some(false) || !from_mesh;
             trace.parent =
                 context.span_id.filter(|_| exported).map(|span_id| Parent { span_id, remote: true });
+            if !exported && exchange.caller_is_sidecar {
+                trace.doubt = context.span_id.map(Doubt::Caller);
+            }
         }
-        // A message may move the exchange into a sampled trace: what only the head knows is written down.
-        if trace.recorded || exchange.messaging.is_some() {
-            record::request(&self.config, head, seen, exchange.operation.as_ref(), &mut exchange.buffers);
-            record::peer(exchange.peer.as_ref(), &mut exchange.buffers.attributes);
-        }
+        self.write_down(exchange, head, seen, &trace);
         let starts_unsampled = reading.context.is_none() && !trace.flags.sampled();
         let silent = match self.config.root_unsampled {
             RootUnsampled::Silent => starts_unsampled,
@@ -262,6 +497,7 @@ impl Tracer {
             span_id: trace.span_id,
             flags: trace.flags,
             operation: exchange.operation,
+            kept: false,
             luggage: record::luggage(&mut exchange.buffers),
             calls_with_context: 0,
             calls_without_context: 0,
@@ -279,11 +515,42 @@ impl Tracer {
             debug: reading.context.is_some_and(|context| context.debug),
             state,
             operation_header: exchange.operation.filter(|_| seen.operation.is_none()),
+            operation_disbelieved: stranger.as_ref().is_some_and(|stranger| stranger.operation_disbelieved),
             operation_baggage: self.for_baggage(exchange).filter(|_| said.baggage_is_whole),
-            restored_baggage: false,
+            restored_baggage: stranger.is_some_and(|stranger| stranger.baggage_changed),
             peer: PeerHeader::Removed,
         };
         (trace, plan)
+    }
+
+    /// Rule 10: the stranger's context becomes a link, and his operation counts only within its bounds.
+    fn meet_stranger(&self, edge: &Edge, exchange: &mut Exchange, reading: &mut Reading) -> Stranger {
+        let outside = reading.context.take();
+        let sampled = outside.and_then(|context| context.sampled).or(reading.hint) == Some(true);
+        reading.hint = None;
+        edge::link_to(outside, &mut exchange.buffers.links);
+        let believed = exchange.operation.filter(|operation| {
+            edge.lists(operation)
+                .unwrap_or_else(|| self.lock().edge_operations.number(operation.as_str()) != Interner::OTHER)
+        });
+        let operation_disbelieved = believed.is_none() && exchange.operation.is_some();
+        self.lock().counters.operations_ignored += u64::from(operation_disbelieved);
+        exchange.operation = believed;
+        let baggage_changed = edge::strip_baggage(&mut exchange.buffers.baggage, believed.as_ref());
+        Stranger { sampled, operation_disbelieved, baggage_changed }
+    }
+
+    /// A stranger's own flag counts within what strangers may have.
+    fn grant_stranger(&self, exchange: &Exchange, trace: &mut Trace) {
+        let now = exchange.started;
+        if !exchange.steer.mode.traces_exchanges() || !self.lock().edge_sampled.take(1, now) {
+            return;
+        }
+        let wanted = Decision { sampled: true, reason: Reason::Edge };
+        let Decision { sampled, reason } = self.afford(&exchange.steer, wanted, now);
+        trace.flags = trace.flags.with_sampled(sampled);
+        trace.recorded = sampled && self.config.recording;
+        trace.reason = reason;
     }
 
     /// ARCHITECTURE.md, rule 1: the application's context is the parent of a client span, which is the next hop's
@@ -316,9 +583,12 @@ impl Tracer {
         };
         exchange.inside = inside;
 
-        let mut trace = self.continue_or_start(&reading, ids);
+        let inbound_operation = belonging.inbound.as_ref().and_then(|inbound| inbound.operation.as_ref());
+        let operation = exchange.operation.as_ref().or(inbound_operation);
+        exchange.steer.find_rules(operation, &exchange.buffers.route);
+        let mut trace = self.continue_or_start(exchange, &reading, ids);
         if let Some(context) = reading.context {
-            self.place_under(&mut trace, &context, belonging.inbound.as_ref());
+            self.place_under(&mut trace, &context, &belonging);
             erase_if_overridden(&context, &trace, &mut exchange.buffers.tracestate);
         }
         for (trace_id, span_id, flags) in &belonging.candidates {
@@ -331,11 +601,9 @@ impl Tracer {
         if inside && restored.anything() {
             self.lock().counters.restored += 1;
         }
-        if trace.recorded || exchange.messaging.is_some() {
-            record::request(&self.config, head, seen, exchange.operation.as_ref(), &mut exchange.buffers);
-            if restored.operation {
-                Attributes::of_span(&mut exchange.buffers.attributes).text(attribute::RESTORED, b"operation");
-            }
+        self.write_down(exchange, head, seen, &trace);
+        if restored.operation {
+            Attributes::of_span(&mut exchange.buffers.attributes).text(attribute::RESTORED, b"operation");
         }
         let plan = Plan {
             formats: if inside {
@@ -347,6 +615,7 @@ impl Tracer {
             debug: reading.context.is_some_and(|context| context.debug),
             state: if had_own { State::OwnTakenOut } else { State::AsItIs },
             operation_header: exchange.operation.filter(|_| inside && seen.operation.is_none()),
+            operation_disbelieved: false,
             operation_baggage: self.for_baggage(exchange).filter(|_| inside && said.baggage_is_whole),
             restored_baggage: restored.baggage,
             peer: if inside { PeerHeader::Own } else { PeerHeader::Removed },
@@ -388,13 +657,14 @@ impl Tracer {
         Said { operation, baggage_is_whole }
     }
 
-    fn continue_or_start(&self, reading: &Reading, ids: &mut impl Ids) -> Trace {
+    fn continue_or_start(&self, exchange: &Exchange, reading: &Reading, ids: &mut impl Ids) -> Trace {
         let trace_id = reading.context.map_or_else(|| ids.trace_id(), |context| context.trace_id);
         let parent_sampled = match reading.context {
             Some(context) => context.sampled,
             None => reading.hint,
         };
-        let Decision { sampled, reason } = self.config.sampler.decide(trace_id, parent_sampled);
+        let Decision { sampled, reason } =
+            self.afford(&exchange.steer, exchange.steer.decide(trace_id, parent_sampled), exchange.started);
         let flags = match reading.context {
             // The random flag is copied as received when a trace goes on.
             Some(context) => context.flags.with_sampled(sampled),
@@ -405,28 +675,53 @@ impl Tracer {
             span_id: ids.span_id(),
             flags,
             parent: None,
+            doubt: None,
             recorded: sampled && self.config.recording,
             reason,
             in_flight: None,
         }
     }
 
+    /// Holds a decision against the bound of spans a second. What a parent chose is followed and counts all the
+    /// same: the others of its trace hang under it.
+    pub(super) fn afford(&self, steer: &Steer, decision: Decision, now: Now) -> Decision {
+        if !decision.sampled || self.config.spans_per_second == 0 {
+            return decision;
+        }
+        let spans = if steer.mode == Mode::Full { limits::SPANS_OF_FULL_EXCHANGE } else { 1 };
+        let mut shared = self.lock();
+        let Shared { budget: Some(budget), counters, .. } = &mut *shared else { return decision };
+        if decision.reason == Reason::Parent {
+            budget.owe(spans, now);
+            return decision;
+        }
+        let sampled = budget.take(spans, now);
+        counters.over_budget += u64::from(!sampled);
+        Decision { sampled, ..decision }
+    }
+
     /// Finds the client span's parent and, where the application's own SDK did not sample, follows our own
     /// inbound decision instead (rules 2 and 3).
-    fn place_under(&self, trace: &mut Trace, context: &Context, inbound: Option<&Inbound>) {
+    fn place_under(&self, trace: &mut Trace, context: &Context, belonging: &Belonging) {
         let by_application = context.span_id.map(|span_id| Parent { span_id, remote: true });
         if context.sampled != Some(false) {
             trace.parent = by_application;
             return;
         }
-        let Some(inbound) = inbound else { return };
+        let Some(inbound) = &belonging.inbound else { return };
         let is_ours = context.span_id == Some(inbound.span_id);
         if !is_ours && inbound.flags.sampled() && trace.reason == Reason::Parent {
             trace.flags = trace.flags.with_sampled(true);
             trace.recorded = self.config.recording;
         }
-        if inbound.flags.sampled() {
+        if inbound.flags.sampled() || inbound.kept {
             trace.parent = Some(Parent { span_id: inbound.span_id, remote: false });
+        } else {
+            trace.doubt = belonging.place.map(|place| Doubt::Inbound(place, inbound.span_id));
+        }
+        // What an operator asked for is worth the whole way to it, as what is kept is.
+        if trace.recorded && trace.reason == Reason::OnDemand {
+            self.lock().tell_inbound(trace);
         }
     }
 
@@ -435,9 +730,11 @@ impl Tracer {
         shared.count_invalid(reading.invalid, state_ok);
         let mut belonging = Belonging::default();
         if let Some(context) = reading.context {
-            if let Some(inbound) = shared.in_flight.find(context.trace_id, named.or(context.span_id)) {
+            if let Some((place, inbound)) = shared.in_flight.find(context.trace_id, named.or(context.span_id))
+            {
                 inbound.calls_with_context = inbound.calls_with_context.saturating_add(1);
                 belonging.inbound = Some(inbound.clone());
+                belonging.place = Some(place);
             }
             return belonging;
         }
@@ -476,40 +773,131 @@ impl Tracer {
     ) -> Summary {
         let (status, verdict) = exchange.verdict(outcome);
         let duration_nanos = now.nanos_since(exchange.started);
+        let mut recorded = false;
+        if !matches!(exchange.tracing, Tracing::Ignored) {
+            let mut shared = self.lock();
+            let route = shared.count(&exchange, outcome, status, verdict.error, duration_nanos);
+            if let Tracing::On(mut trace) = exchange.tracing {
+                // Only admitted routes name spans: the others would make as many names as paths.
+                let named = route != 0 && shared.routes.name(route) != OTHER;
+                let slow_over = self.slow_over(&mut shared, &exchange, route, duration_nanos);
+                let failed =
+                    verdict.error.is_some() && !status.is_some_and(|code| (400..500).contains(&code));
+                if shared.control.base_rate().probability() < self.config.adaptive.rate.probability() {
+                    shared.adaptive.record(exchange.direction, duration_nanos, failed, now);
+                }
+                let waited_for_kept = shared.forget(trace.in_flight, route);
+                if exchange.kept.is_none() && exchange.may_be_kept(&trace) {
+                    let verdicts = (status, verdict);
+                    let own = exchange.worth_keeping(&self.config.keep, verdicts, duration_nanos, slow_over);
+                    let own = own.filter(|_| !exchange.left_out);
+                    let kept = if waited_for_kept { Some(KeepReason::Downstream) } else { own };
+                    exchange.kept = shared.keep(kept, &mut trace, now);
+                }
+                let kept = exchange.kept;
+                recorded = trace.recorded || kept.is_some();
+                shared.counters.recorded += u64::from(recorded);
+                drop(shared);
+                // A caller that hung up may not have read that it should keep its own span.
+                if let Some(Doubt::Caller(span_id)) = trace.doubt
+                    && exchange.told
+                    && outcome != Outcome::CallerGone
+                {
+                    trace.parent = Some(Parent { span_id, remote: true });
+                }
+                let end_unix_nanos = exchange.started.unix_nanos.saturating_add(duration_nanos);
+                exchange.end_messages(end_unix_nanos, verdict.status, now, sink);
+                if recorded {
+                    self.recall(&mut exchange);
+                    exchange.finish_attributes(status, verdict, outcome);
+                    if let Some(phases) = &exchange.phases {
+                        let broke_off = matches!(outcome, Outcome::Failed { .. });
+                        phases.hand_out(&trace, exchange.started, duration_nanos, broke_off, now, sink);
+                    }
+                    let names = self.config.message_names;
+                    let ending = Ending { named, names, kept, status: verdict.status, end_unix_nanos, now };
+                    hand_out(&mut exchange, trace, ending, sink);
+                }
+            }
+        }
         let summary = Summary {
             direction: exchange.direction,
             ids: exchange.ids(),
-            recorded: matches!(exchange.tracing, Tracing::On(Trace { recorded: true, .. })),
+            recorded,
             duration_nanos,
             http_status: status,
             error: verdict.error,
             operation: exchange.operation,
             ignored: matches!(exchange.tracing, Tracing::Ignored),
         };
-        if !summary.ignored {
-            let mut shared = self.lock();
-            let route = shared.count(&exchange, outcome, status, verdict.error, duration_nanos);
-            if let Tracing::On(trace) = exchange.tracing {
-                shared.forget(trace.in_flight, route);
-                // Only admitted routes name spans: the others would make as many names as paths.
-                let named = route != 0 && shared.routes.name(route) != OTHER;
-                drop(shared);
-                let end_unix_nanos = exchange.started.unix_nanos.saturating_add(duration_nanos);
-                exchange.end_messages(end_unix_nanos, verdict.status, now, sink);
-                if trace.recorded {
-                    exchange.finish_attributes(status, verdict, outcome);
-                    let names = self.config.message_names;
-                    hand_out(
-                        &mut exchange,
-                        &trace,
-                        Ending { named, names, status: verdict.status, end_unix_nanos, now },
-                        sink,
-                    );
-                }
-            }
-        }
         self.recycle(exchange.buffers);
         summary
+    }
+
+    /// Whether an exchange is kept by what is known so far, and why; `said` by the sidecar of the next hop.
+    pub(super) fn keep_now(
+        &self,
+        exchange: &mut Exchange,
+        said: bool,
+        outcome: Outcome,
+    ) -> Option<KeepReason> {
+        let Tracing::On(mut trace) = exchange.tracing else { return None };
+        let tells = exchange.direction == Direction::Outbound || exchange.caller_is_sidecar;
+        if !tells || !exchange.may_be_kept(&trace) {
+            return None; // the end is soon enough
+        }
+        let verdicts = exchange.verdict(outcome);
+        let nanos = exchange.first_byte.map_or(0, |at| at.saturating_sub(exchange.started.mono_nanos));
+        let fixed = self.config.keep.slow_over(&exchange.buffers.route);
+        let mut reason = exchange.worth_keeping(&self.config.keep, verdicts, nanos, fixed);
+        reason = reason.filter(|_| !exchange.left_out);
+        if said {
+            reason = Some(KeepReason::Downstream);
+        }
+        if reason.is_none() && exchange.direction == Direction::Outbound {
+            return None;
+        }
+        let mut shared = self.lock();
+        if reason.is_none() {
+            let waited_for_kept = trace.in_flight.is_some_and(|place| shared.in_flight.is_kept(place));
+            let learned = fixed.is_none() && shared.learned_over(exchange).is_some_and(|over| nanos > over);
+            let found = [(waited_for_kept, KeepReason::Downstream), (learned, KeepReason::Slow)];
+            reason = found.into_iter().find_map(|(holds, reason)| holds.then_some(reason));
+        }
+        let at = exchange.first_byte.unwrap_or(exchange.started.mono_nanos);
+        let kept = shared.keep(reason, &mut trace, Now { mono_nanos: at, ..exchange.started });
+        drop(shared);
+        exchange.left_out |= reason.is_some() && kept.is_none();
+        exchange.tracing = Tracing::On(trace);
+        kept
+    }
+
+    /// What was remembered of the head becomes attributes.
+    fn recall(&self, exchange: &mut Exchange) {
+        if !exchange.buffers.remembered.is_there() {
+            return;
+        }
+        let remembered = std::mem::take(&mut exchange.buffers.remembered);
+        if let Some((head, agent)) = remembered.head() {
+            let operation = exchange.operation.as_ref();
+            record::request(&self.config, &head, agent, operation, &mut exchange.buffers);
+            if head.direction == Direction::Inbound {
+                record::peer(exchange.peer.as_ref(), &mut exchange.buffers.attributes);
+            }
+        }
+        exchange.buffers.remembered = remembered;
+    }
+
+    /// Nanoseconds above which this exchange is slow; its route learns from it afterwards.
+    fn slow_over(&self, shared: &mut Shared, exchange: &Exchange, route: u16, nanos: u64) -> Option<u64> {
+        let fixed = self.config.keep.slow_over(&exchange.buffers.route);
+        if fixed.is_some() || self.config.keep.slow != Slow::P99 || shared.routes.name(route) == OTHER {
+            return fixed;
+        }
+        let learned = shared.learned.get_mut(exchange.direction as usize).filter(|_| route != 0)?;
+        let slow_over = learned.slow_over(route);
+        learned.record(route, nanos);
+        slow_over
     }
 
     fn recycle(&self, mut buffers: Box<Buffers>) {
@@ -533,6 +921,7 @@ impl Tracer {
         let mut shared = self.lock();
         // An application that was to be told nothing was not remembered; a message's trace it is told of.
         let before = trace.in_flight.and_then(|place| shared.in_flight.remove(place));
+        let kept = before.as_ref().is_some_and(|before| before.kept);
         let (calls_with_context, calls_without_context) =
             before.map_or((0, 0), |before| (before.calls_with_context, before.calls_without_context));
         let Trace { trace_id, span_id, flags, .. } = *trace;
@@ -541,6 +930,7 @@ impl Tracer {
             span_id,
             flags,
             operation,
+            kept,
             luggage,
             calls_with_context,
             calls_without_context,
@@ -552,11 +942,19 @@ impl Tracer {
     pub(super) fn knows(&self, trace_id: crate::ids::TraceId, named: Option<SpanId>) -> bool {
         let mut shared = self.lock();
         let found = shared.in_flight.find(trace_id, named);
-        found.is_some_and(|inbound| named.is_none_or(|named| inbound.span_id == named))
+        found.is_some_and(|(_, inbound)| named.is_none_or(|named| inbound.span_id == named))
     }
 
     pub(super) fn insert_lent(&self, inbound: Inbound) -> Option<Place> {
         self.lock().in_flight.insert(inbound)
+    }
+
+    pub(super) fn is_kept(&self, place: Place) -> bool {
+        self.lock().in_flight.is_kept(place)
+    }
+
+    pub(super) fn mark_kept(&self, place: Place, span_id: SpanId) {
+        self.lock().in_flight.keep(place, span_id);
     }
 
     pub(super) fn remove_lent(&self, place: Place) {
@@ -645,6 +1043,12 @@ impl Shared {
         counters.invalid_tracestate += u64::from(!state_ok);
     }
 
+    /// Nanoseconds above which the exchange's route is slow, as learned.
+    fn learned_over(&self, exchange: &Exchange) -> Option<u64> {
+        let route = self.routes.known(&exchange.buffers.route)?;
+        self.learned.get(exchange.direction as usize)?.slow_over(route)
+    }
+
     fn count(
         &mut self,
         exchange: &Exchange,
@@ -674,10 +1078,10 @@ impl Shared {
         route
     }
 
-    /// An inbound exchange leaves the table. Calls without context, and none with one: the application drops
-    /// it on this route.
-    fn forget(&mut self, place: Option<Place>, route: u16) {
-        let Some(inbound) = place.and_then(|place| self.in_flight.remove(place)) else { return };
+    /// An inbound exchange leaves the table; says whether one that it waited for was kept. Calls without context,
+    /// and none with one: the application drops it on this route.
+    fn forget(&mut self, place: Option<Place>, route: u16) -> bool {
+        let Some(inbound) = place.and_then(|place| self.in_flight.remove(place)) else { return false };
         if inbound.calls_without_context > 0 && inbound.calls_with_context == 0 {
             let number = usize::from(route);
             if self.context_dropped.len() <= number {
@@ -687,7 +1091,40 @@ impl Shared {
                 *count += 1;
             }
         }
+        inbound.kept
     }
+
+    /// Counts what is kept, and tells the inbound exchange that waits for it. One that is over already can't be
+    /// told: then it is no parent either.
+    fn keep(&mut self, reason: Option<KeepReason>, trace: &mut Trace, now: Now) -> Option<KeepReason> {
+        let reason = reason?;
+        if let Some(budget) = &mut self.budget {
+            if reason == KeepReason::Downstream {
+                budget.owe(1, now); // those that it waited for name it as their parent
+            } else if !budget.take(1, now) {
+                self.counters.over_budget += 1;
+                return None;
+            }
+        }
+        if let Some(count) = self.counters.kept.get_mut(reason as usize) {
+            *count += 1;
+        }
+        self.tell_inbound(trace);
+        Some(reason)
+    }
+
+    fn tell_inbound(&mut self, trace: &mut Trace) {
+        if let Some(Doubt::Inbound(place, span_id)) = trace.doubt
+            && self.in_flight.keep(place, span_id)
+        {
+            trace.parent = Some(Parent { span_id, remote: false });
+            trace.doubt = None;
+        }
+    }
+}
+
+fn unix_seconds(now: Now) -> u64 {
+    now.unix_nanos / 1_000_000_000
 }
 
 /// Whether somebody serves what was asked for. A caller may ask for anything, so a server's answer has to say
@@ -806,17 +1243,30 @@ struct Ending {
     /// Its route may name spans.
     named: bool,
     names: MessageNames,
+    /// Why it is there although the head said no.
+    kept: Option<KeepReason>,
     status: crate::otlp::Status,
     end_unix_nanos: u64,
     now: Now,
 }
 
-fn hand_out(exchange: &mut Exchange, trace: &Trace, ending: Ending, sink: &mut impl SpanSink) {
-    let Ending { named, names, status, end_unix_nanos, now } = ending;
+fn hand_out(exchange: &mut Exchange, mut trace: Trace, ending: Ending, sink: &mut impl SpanSink) {
+    let Ending { named, names, kept, status, end_unix_nanos, now } = ending;
+    if let Some(parent) = trace.parent.filter(|_| trace.doubt == Some(Doubt::Message)) {
+        trace.parent = None;
+        link(&mut exchange.buffers.links, trace.trace_id, parent.span_id, trace.flags.with_sampled(false));
+    }
+    if kept.is_some() {
+        erase_probability(&mut exchange.buffers.tracestate);
+    }
     let route = std::str::from_utf8(&exchange.buffers.route).unwrap_or_default();
     let mut attributes = Attributes::of_span(&mut exchange.buffers.attributes);
-    if trace.parent.is_none() {
-        attributes.text(attribute::SAMPLED_BY, trace.reason.as_str().as_bytes());
+    match kept {
+        Some(reason) => attributes.text(attribute::KEEP_REASON, reason.as_str().as_bytes()),
+        None if trace.parent.is_none() || trace.reason == Reason::OnDemand => {
+            attributes.text(attribute::SAMPLED_BY, trace.reason.as_str().as_bytes());
+        }
+        None => {}
     }
     let method = if exchange.method.is_known() { exchange.method.as_str() } else { "HTTP" };
     let grpc_method = route.strip_prefix('/').unwrap_or(route);

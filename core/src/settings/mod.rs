@@ -12,14 +12,17 @@ pub use otlp::{Otlp, Signal};
 pub use source::{Found, Mistake, Sources};
 pub use value::{
     AccessLog, Authority, Compression, Endpoint, Exporter, FixedRoute, LogLevel, PropagatorList, Protocol,
-    QueryMode, SamplerName,
+    QueryMode, SamplerName, TrustName,
 };
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
 
-use crate::exchange::{Config, EventContext, MessageNames, ResponseHeaders, RootUnsampled};
+use crate::adaptive::Adaptive;
+use crate::exchange::{Config, Edge, EventContext, MessageNames, ResponseHeaders, RootUnsampled, Trust};
+use crate::keep::{Keep, Slow};
 use crate::mesh::{Inside, Mesh};
+use crate::mode::Mode;
 use crate::names::{VERSION, attribute};
 use crate::peer::Peer;
 use crate::redact::Query;
@@ -71,9 +74,7 @@ macro_rules! settings {
         impl $name {
             fn read(reader: &mut $crate::settings::source::Reader<'_>) -> Option<Self> {
                 let mut rows = $rows.iter();
-                // Every row is read before the first mistake ends it, so that all are reported together.
-                $($( let $field = reader.value(rows.next()?, $read); )*)*
-                Some(Self { $($( $field: $field?, )*)* })
+                Some(Self { $($( $field: reader.value(rows.next()?, &$read), )*)* })
             }
         }
     };
@@ -97,7 +98,9 @@ settings! {
         outbound_anywhere: bool = "off", value::switch, "outbound-anywhere", ["THROUGHLINE_OUTBOUND_ANYWHERE"];
             "Let the outbound side listen on an address that is not loopback. Whoever reaches it can use it as a proxy."
         admin_listen: SocketAddr = "127.0.0.1:15190", value::listen, "admin-listen", ["THROUGHLINE_ADMIN_LISTEN"];
-            "Where /livez, /readyz, /metrics and /drain are served."
+            "Where /livez, /readyz, /metrics, /drain and /api/tracing/ are served."
+        admin_token_file: String = "", value::text, "admin-token-file", ["THROUGHLINE_ADMIN_TOKEN_FILE"];
+            "File with the bearer token by which callers on other hosts may change tracing. Unset: only callers on the same host may. Read for each such call."
         mesh_hosts: Vec<Inside> = "", list(value::inside), "mesh-hosts", ["THROUGHLINE_MESH_HOSTS"];
             "Further destinations inside the mesh: hosts, .suffixes, networks. Only destinations inside get the operation, restored headers and the sidecar's name. Private addresses, single labels and cluster names are inside already."
     }
@@ -106,6 +109,10 @@ settings! {
             "true: contexts pass untouched and no spans are made."
         tracing_enabled: bool = "true", value::switch, "tracing-enabled", ["TRACING_ENABLED"];
             "off: the same as otel-sdk-disabled."
+        mode: Mode = "hybrid", value::mode, "mode", ["THROUGHLINE_MODE"];
+            "off (contexts pass untouched, no spans), system-only (the same, and spans of the sidecar's own work), hybrid (the sampler and what is worth keeping) or full (every exchange, with a child span for each of its phases)."
+        control_file: String = "", value::text, "control-file", ["THROUGHLINE_CONTROL_FILE"];
+            "File, such as a mounted ConfigMap, that is looked at each second for changes of mode, base_rate and rules (YAML or JSON, as /api/tracing/status shows them). A wrong one is told of, and the last good one holds."
         service_name: String = "", value::text, "otel-service-name", ["OTEL_SERVICE_NAME"];
             "Name of the service. Unset: service.name of the resource attributes, else unknown_service:throughline."
         resource_attributes: Vec<(String, String)> = "", list(value::pair), "otel-resource-attributes", ["OTEL_RESOURCE_ATTRIBUTES"];
@@ -118,6 +125,14 @@ settings! {
             "The ratio of the traceidratio samplers, from 0 to 1."
         root_unsampled: RootUnsampled = "flag", value::root_unsampled, "root-unsampled", ["THROUGHLINE_ROOT_UNSAMPLED"];
             "What the application gets of a trace that starts here unsampled: flag (a context that says no) or silent (nothing, so that its own SDK decides)."
+        trust: TrustName = "mesh", value::trust, "trust", ["THROUGHLINE_TRUST"];
+            "mesh, or edge: inbound requests come from anybody. At an edge each trace starts anew with a link to the caller's, the decision is the sidecar's, events in requests are not read, and answers say of the trace only what response-headers names."
+        edge_operations: Vec<Box<str>> = "", list(value::operation), "edge-operations", ["THROUGHLINE_EDGE_OPERATIONS"];
+            "Operations that are believed at an edge. Unset: the first edge-operations-max different ones."
+        edge_operations_max: u64 = "100", number::<1, 200>, "edge-operations-max", ["THROUGHLINE_EDGE_OPERATIONS_MAX"];
+            "Different operations that are believed at an edge without a list."
+        edge_sampled_per_second: u64 = "1", number::<0, 100_000>, "edge-sampled-per-second", ["THROUGHLINE_EDGE_SAMPLED_PER_SECOND"];
+            "Traces a second that callers at an edge may have sampled by their own flag."
         egress_traceparent: bool = "on", value::switch, "egress-traceparent", ["THROUGHLINE_EGRESS_TRACEPARENT"];
             "Whether destinations outside the mesh get our traceparent. off: they get what the application sent."
         response_headers: ResponseHeaders = "", value::response_headers, "response-headers", ["THROUGHLINE_RESPONSE_HEADERS"];
@@ -134,6 +149,32 @@ settings! {
             "Request headers recorded on spans. None by default: they may hold secrets."
         capture_response_headers: Vec<Box<str>> = "", list(value::header_name), "capture-response-headers", ["THROUGHLINE_CAPTURE_RESPONSE_HEADERS"];
             "Response headers recorded on spans. None by default: they may hold secrets."
+    }
+    "Keeping" {
+        keep_errors: bool = "on", value::switch, "keep-errors", ["THROUGHLINE_KEEP_ERRORS"];
+            "In hybrid mode, keep what failed although the head said no: statuses from 500, gRPC failures, whatever has an error.type."
+        keep_slow: Slow = "p99", value::slow, "keep-slow", ["THROUGHLINE_KEEP_SLOW"];
+            "Keep what took longer than so many milliseconds; p99: longer than 99 in 100 of the same route did of late (learned from 200 exchanges on); off: nothing for being slow."
+        keep_slow_routes: Vec<(Box<str>, u64)> = "", list(value::slow_route), "keep-slow-routes", ["THROUGHLINE_KEEP_SLOW_ROUTES"];
+            "Milliseconds for single routes instead: /clusters/{id}=250, separated by commas."
+        keep_operations: Vec<Box<str>> = "", list(value::operation), "keep-operations", ["THROUGHLINE_KEEP_OPERATIONS"];
+            "Keep every exchange of these operations."
+        keep_routes: Vec<Box<str>> = "", list(|text| Ok(text.into())), "keep-routes", ["THROUGHLINE_KEEP_ROUTES"];
+            "Keep every exchange of these routes, as spans name them: /clusters/{id}."
+        keep_headers: Vec<(Box<str>, Option<Box<str>>)> = "", list(value::kept_header), "keep-headers", ["THROUGHLINE_KEEP_HEADERS"];
+            "Keep every exchange whose request carries one of these headers: x-debug, or x-tenant=blue for one value."
+    }
+    "Adapting" {
+        adaptive_rate: Ratio = "0.1", value::ratio, "adaptive-rate", ["THROUGHLINE_ADAPTIVE_RATE"];
+            "In hybrid mode, the share of new traces that is sampled while too much is slow or fails, if it is more than the sampler's. 0: never more."
+        adaptive_latency_ms: u64 = "1000", number::<0, 3_600_000>, "adaptive-latency", ["THROUGHLINE_ADAPTIVE_LATENCY"];
+            "Milliseconds: too much is slow while 1 in 100 exchanges takes longer. 0: slowness does not count."
+        adaptive_errors: Ratio = "0.05", value::ratio, "adaptive-errors", ["THROUGHLINE_ADAPTIVE_ERRORS"];
+            "The share of exchanges above which too much fails. 0: failures do not count."
+        adaptive_window_ms: u64 = "300000", number::<1000, 3_600_000>, "adaptive-window", ["THROUGHLINE_ADAPTIVE_WINDOW"];
+            "Milliseconds of the sliding window, which is judged ten times in its length. The rate falls back when the window is below four fifths of both thresholds."
+        spans_per_second: u64 = "0", number::<0, 1_000_000>, "spans-per-second", ["THROUGHLINE_SPANS_PER_SECOND"];
+            "Spans a second that the sidecar chooses to make, by whatever rule. Spans of traces that a caller chose, and of exchanges that a kept one waited for, are made all the same and count. 0: no bound."
     }
     "Messages" {
         event_context: EventContext = "rewrite", value::event_context, "cloudevents-traceparent", ["THROUGHLINE_CLOUDEVENTS_TRACEPARENT"];
@@ -345,8 +386,33 @@ impl Settings {
         let (service, namespace) = self.service();
         Config {
             enabled: self.enabled(),
-            recording: self.traces_exporter != Exporter::None,
+            mode: self.mode,
+            service: service.to_owned(),
+            recording: self.enabled() && self.traces_exporter != Exporter::None,
             sampler,
+            trust: match self.trust {
+                TrustName::Mesh => Trust::Mesh,
+                TrustName::Edge => Trust::Edge(Edge {
+                    operations: self.edge_operations.clone(),
+                    operations_max: usize::try_from(self.edge_operations_max).unwrap_or(usize::MAX),
+                    sampled_per_second: self.edge_sampled_per_second,
+                }),
+            },
+            adaptive: Adaptive {
+                rate: self.adaptive_rate,
+                latency_nanos: Some(self.adaptive_latency_ms * 1_000_000).filter(|nanos| *nanos > 0),
+                errors: Some(self.adaptive_errors).filter(|errors| errors.probability() > 0.0),
+                window_nanos: self.adaptive_window_ms * 1_000_000,
+            },
+            spans_per_second: self.spans_per_second,
+            keep: Keep {
+                errors: self.keep_errors,
+                slow: self.keep_slow,
+                slow_routes: self.keep_slow_routes.clone(),
+                operations: self.keep_operations.clone(),
+                routes: self.keep_routes.clone(),
+                headers: self.keep_headers.clone(),
+            },
             propagators: self.propagators.propagators,
             routes: self.routes.clone(),
             routes_max: usize::try_from(self.routes_max).unwrap_or(usize::MAX),

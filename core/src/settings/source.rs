@@ -21,6 +21,12 @@ pub struct Sources {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mistake(String);
 
+impl Mistake {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl std::fmt::Display for Mistake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
@@ -87,13 +93,15 @@ fn mistake(name: &str, value: &str, want: &str) -> Mistake {
 
 pub(super) struct Reader<'a> {
     sources: &'a Sources,
+    /// Keys whose values do not matter.
+    refused: Vec<String>,
     mistakes: Vec<Mistake>,
     warnings: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(sources: &'a Sources, rows: &[Row]) -> Self {
-        let mut reader = Self { sources, mistakes: Vec::new(), warnings: Vec::new() };
+        let mut reader = Self { sources, refused: Vec::new(), mistakes: Vec::new(), warnings: Vec::new() };
         reader.unknown_names(rows);
         reader
     }
@@ -125,24 +133,35 @@ impl<'a> Reader<'a> {
         let Sources { file, file_name, .. } = self.sources;
         if file.iter().any(|(name, _)| name == key) {
             self.mistakes.push(Mistake(format!("{key} in {file_name}: {why}")));
+            self.refused.push(key.to_owned());
         }
     }
 
-    pub(super) fn value<T>(&mut self, row: &Row, read: impl Fn(&str) -> Result<T, Want>) -> Option<T> {
-        if let Some((name, value, origin)) = self.sources.look_up(row) {
+    /// The value of a row. A mistake is noted, and the default takes its place, so that all of them are told
+    /// together; none only where the default itself is wrong.
+    pub(super) fn value<T>(&mut self, row: &Row, read: &dyn Fn(&str) -> Result<T, Want>) -> T {
+        if let Some((name, value, origin)) = self.looked_up(row) {
             match read(value) {
-                Ok(value) => return Some(value),
-                Err(want) if row.lenient && origin == Origin::Environment => {
-                    let default = if row.default.is_empty() { "nothing" } else { row.default };
-                    self.warnings.push(format!("{}; taking {default}", mistake(&name, value, &want)));
-                }
-                Err(want) => {
-                    self.mistakes.push(mistake(&name, value, &want));
-                    return None;
-                }
+                Ok(value) => return value,
+                Err(want) => self.wrong(row, &name, value, &want, origin),
             }
         }
-        read(row.default).ok()
+        // A table whose own default is wrong could start nowhere; the tests read every default.
+        read(row.default).unwrap_or_else(|_| std::process::abort())
+    }
+
+    fn looked_up(&self, row: &Row) -> Option<(String, &'a str, Origin)> {
+        let refused = self.refused.iter().any(|key| key == row.key);
+        self.sources.look_up(row).filter(|_| !refused)
+    }
+
+    fn wrong(&mut self, row: &Row, name: &str, value: &str, want: &Want, origin: Origin) {
+        if row.lenient && origin == Origin::Environment {
+            let default = if row.default.is_empty() { "nothing" } else { row.default };
+            self.warnings.push(format!("{}; taking {default}", mistake(name, value, want)));
+        } else {
+            self.mistakes.push(mistake(name, value, want));
+        }
     }
 
     pub(super) fn finish<T>(self, value: Option<T>) -> Result<Found<T>, Vec<Mistake>> {

@@ -5,7 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::Want;
 use crate::exchange::{EventContext, MessageNames, Propagators, ResponseHeaders, RootUnsampled};
+use crate::keep::Slow;
 use crate::mesh::Inside;
+use crate::mode::Mode;
+use crate::operation::Operation;
 use crate::route::Pattern;
 use crate::sampling::Ratio;
 
@@ -170,6 +173,62 @@ pub(super) fn query(text: &str) -> Result<QueryMode, Want> {
 
 pub(super) fn root_unsampled(text: &str) -> Result<RootUnsampled, Want> {
     choice(text, &[("flag", RootUnsampled::Flag), ("silent", RootUnsampled::Silent)])
+}
+
+pub(super) fn mode(text: &str) -> Result<Mode, Want> {
+    Mode::parse(text).ok_or_else(|| "one of off, system-only, hybrid, full".into())
+}
+
+const NANOS_PER_MILLI: u64 = 1_000_000;
+
+fn millis(text: &str) -> Option<u64> {
+    text.parse()
+        .ok()
+        .filter(|millis| (1..=3_600_000).contains(millis))
+        .map(|millis: u64| millis * NANOS_PER_MILLI)
+}
+
+pub(super) fn slow(text: &str) -> Result<Slow, Want> {
+    match text.to_ascii_lowercase().as_str() {
+        "off" => Ok(Slow::Never),
+        "p99" => Ok(Slow::P99),
+        text => {
+            millis(text).map(Slow::Over).ok_or_else(|| "p99, off, or milliseconds from 1 to 3600000".into())
+        }
+    }
+}
+
+pub(super) fn slow_route(text: &str) -> Result<(Box<str>, u64), Want> {
+    let parsed = text.rsplit_once('=').and_then(|(route, limit)| Some((route.trim(), millis(limit.trim())?)));
+    let parsed = parsed.filter(|(route, _)| !route.is_empty());
+    let (route, nanos) = parsed.ok_or("routes and milliseconds such as /clusters/{id}=250")?;
+    Ok((route.into(), nanos))
+}
+
+pub(super) fn operation(text: &str) -> Result<Box<str>, Want> {
+    let operation = Operation::parse(text.as_bytes());
+    operation.map(|operation| operation.as_str().into()).ok_or_else(|| "names of operations".into())
+}
+
+/// A header, and the value that counts.
+pub(super) fn kept_header(text: &str) -> Result<(Box<str>, Option<Box<str>>), Want> {
+    match text.split_once('=') {
+        None => Ok((header_name(text)?, None)),
+        Some((name, value)) => Ok((header_name(name.trim())?, Some(value.trim().into()))),
+    }
+}
+
+/// `THROUGHLINE_TRUST`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TrustName {
+    /// Callers are of the mesh.
+    Mesh,
+    /// Callers are anybody.
+    Edge,
+}
+
+pub(super) fn trust(text: &str) -> Result<TrustName, Want> {
+    choice(text, &[("mesh", TrustName::Mesh), ("edge", TrustName::Edge)])
 }
 
 pub(super) fn event_context(text: &str) -> Result<EventContext, Want> {

@@ -115,3 +115,34 @@ fn ids_that_somebody_wrote_over_ours_are_taken() {
         );
     }
 }
+
+#[test]
+fn a_call_that_is_kept_on_another_worker_keeps_its_inbound_exchange() {
+    for told in [true, false] {
+        let off = |config: &mut throughline_core::exchange::Config| {
+            config.sampler =
+                throughline_core::sampling::Sampler::ParentBased(throughline_core::sampling::Root::AlwaysOff);
+        };
+        let (mut world, mut other) = (World::with(off), World::with(off));
+        let (inbound, application) = world.inbound(&[]);
+        let (_, announcement) = inbound.announcement().unwrap();
+        let own = span_id(&inbound);
+        let asked = other.tracer.asks(&application).unwrap();
+        let lent = other.tracer.lend(asked, &announcement).unwrap();
+        let mut sent = application.clone();
+        let mut call = other.begin(&call(INSIDE), &mut sent);
+        assert!(!other.tracer.keeps(&lent));
+        other.answer(&mut call, 503, &[]);
+        assert!(other.tracer.keeps(&lent));
+        assert_eq!(lent.ids().1.to_string(), own);
+        other.end(call, Outcome::Complete);
+        let kept = other.spans().pop().unwrap();
+        assert_eq!(parent_of(&kept), own);
+        other.tracer.give_back(lent);
+        assert!(inbound.asks_whether_kept());
+        if told {
+            world.tracer.told_kept(&inbound);
+        }
+        assert_eq!(world.finish(inbound).is_some(), told);
+    }
+}

@@ -78,6 +78,12 @@ pub(crate) const MS: u64 = 1_000_000;
 pub(crate) fn config() -> Config {
     Config {
         enabled: true,
+        mode: throughline_core::mode::Mode::Hybrid,
+        trust: throughline_core::exchange::Trust::Mesh,
+        adaptive: throughline_core::adaptive::Adaptive::default(),
+        spans_per_second: 0,
+        service: "orders".to_owned(),
+        keep: throughline_core::keep::Keep::default(),
         recording: true,
         sampler: Sampler::ParentBased(Root::AlwaysOn),
         propagators: Propagators { tracecontext: true, baggage: true, ..Propagators::default() },
@@ -133,6 +139,11 @@ impl World {
 
     pub(crate) fn new() -> Self {
         Self::with(|_| {})
+    }
+
+    /// Span ids from here on, so that those of two processes differ.
+    pub(crate) fn ids_after(&mut self, number: u64) {
+        self.ids.spans = number;
     }
 
     pub(crate) fn begin(&mut self, head: &RequestHead<'_>, headers: &mut Headers) -> Exchange {

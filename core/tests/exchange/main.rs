@@ -3,9 +3,15 @@
 //! exchange" in DESIGN.md.
 
 #[cfg(test)]
+mod adaptive;
+#[cfg(test)]
 mod context;
 #[cfg(test)]
+mod control;
+#[cfg(test)]
 mod crossing;
+#[cfg(test)]
+mod edge;
 #[cfg(test)]
 mod endings;
 #[cfg(test)]
@@ -15,6 +21,10 @@ mod harness;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod keep;
+#[cfg(test)]
+mod modes;
+#[cfg(test)]
 mod numbers;
 #[cfg(test)]
 mod oracle;
@@ -22,3 +32,5 @@ mod oracle;
 mod peers;
 #[cfg(test)]
 mod restoring;
+#[cfg(test)]
+mod travel;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use throughline_core::batch::{Chunk, Dropped};
+use throughline_core::exchange::{Now, Work};
 use throughline_core::otlp::answer::Answer;
 use throughline_core::otlp::request::Envelope;
 use throughline_core::settings::{Exporter, Settings, Signal};
@@ -124,6 +125,7 @@ async fn ship(
     let give_up = Instant::now() + RETRY_FOR;
     let mut wait = BACKOFF_FIRST;
     loop {
+        let began = now();
         let deadline = stop.borrow().map_or(give_up, |deadline| deadline.min(give_up));
         let answer = match tokio::time::timeout_at(deadline, client.send(body.clone())).await {
             Ok(answer) => answer,
@@ -142,6 +144,7 @@ async fn ship(
             }
             Answer::Refused { why } => {
                 stats.exported(Signal::Traces, Exported::Refused);
+                tell(sidecar, began, "refused", &why, stop);
                 warn("failed to export spans", &why);
                 return (0, Dropped::Refused);
             }
@@ -151,11 +154,13 @@ async fn ship(
                 wait = (wait * 2).min(BACKOFF_MOST);
                 if Instant::now() + pause >= deadline {
                     stats.exported(Signal::Traces, Exported::Failed);
+                    tell(sidecar, began, "failed", &why, stop);
                     warn("failed to export spans", &why);
                     let reason = if stop.borrow().is_some() { Dropped::Shutdown } else { Dropped::Failed };
                     return (0, reason);
                 }
                 stats.exported(Signal::Traces, Exported::Retried);
+                tell(sidecar, began, "retried", &why, stop);
                 warn("spans wait for the collector", &why);
                 // A stop shortens the wait: there may be time for one more try.
                 let stopped_before = stop.borrow().is_some();
@@ -165,6 +170,13 @@ async fn ship(
                 }
             }
         }
+    }
+}
+
+/// Tells of an attempt that failed, while there is still somebody to export it.
+fn tell(sidecar: &Sidecar, began: Now, how: &str, why: &str, stop: &watch::Receiver<Option<Instant>>) {
+    if stop.borrow().is_none() {
+        sidecar.work(Work::Export, began, Some(how), why);
     }
 }
 

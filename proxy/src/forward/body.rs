@@ -11,10 +11,12 @@ use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use throughline_core::classify::Failure;
+use throughline_core::exchange::Mark;
 
 use super::pool::Lease;
 use crate::access_log::BytesIn;
 use crate::messages::Resumed;
+use crate::moments::Moments;
 
 /// What became of a request's body.
 #[derive(Clone, Debug)]
@@ -51,6 +53,8 @@ pub(crate) struct Upload {
     state: UploadState,
     counted: Option<BytesIn>,
     patience: Option<Patience>,
+    /// In `full` mode, the moments that are noted on the way.
+    moments: Option<Moments>,
 }
 
 impl Upload {
@@ -59,7 +63,15 @@ impl Upload {
         let state = UploadState((!request.body().is_end_stream()).then(Arc::default));
         let watched = state.clone();
         let counted = request.extensions_mut().remove();
-        (request.map(|body| Self { body, state: watched, counted, patience: None }), state)
+        let moments = request.extensions_mut().remove();
+        (request.map(|body| Self { body, state: watched, counted, patience: None, moments }), state)
+    }
+
+    /// This moment.
+    pub(super) fn note(&self, mark: Mark) {
+        if let Some(moments) = &self.moments {
+            moments.note(mark);
+        }
     }
 
     /// Holds the body back until the upstream asks for it, for a caller that waits to be asked
@@ -85,11 +97,15 @@ impl Body for Upload {
         if let (Some(counted), Some(Ok(frame))) = (&self.counted, &frame) {
             counted.add(frame.data_ref().map_or(0, Bytes::len));
         }
-        match &frame {
-            None => self.state.set(WHOLE),
-            Some(Err(_)) => self.state.set(CALLER_FAILED),
-            Some(Ok(_)) if self.body.is_end_stream() => self.state.set(WHOLE),
-            Some(Ok(_)) => self.state.set(SENDING),
+        let state = match &frame {
+            None => WHOLE,
+            Some(Err(_)) => CALLER_FAILED,
+            Some(Ok(_)) if self.body.is_end_stream() => WHOLE,
+            Some(Ok(_)) => SENDING,
+        };
+        self.state.set(state);
+        if state == WHOLE {
+            self.note(Mark::RequestSent);
         }
         Poll::Ready(frame)
     }

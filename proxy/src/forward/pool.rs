@@ -13,6 +13,7 @@ use http::{Request, Response};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use throughline_core::classify::Failure;
+use throughline_core::exchange::Mark;
 use throughline_core::settings::{Authority, Endpoint, FixedRoute, Settings};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -261,6 +262,7 @@ impl Upstreams {
         upload: &UploadState,
     ) -> Result<Response<FromUpstream>, Failure> {
         let upstream = self.upstream(to);
+        request.body().note(Mark::Connecting);
         match kind {
             Kind::Http1 => self.send_http1(sidecar, to, upstream, request, upload).await,
             Kind::Http2 => self.send_http2(sidecar, to, &upstream, request).await,
@@ -287,6 +289,7 @@ impl Upstreams {
                 }
                 return Err(Failure::ConnectionReset);
             }
+            request.body().note(Mark::Connected);
             if waits {
                 request.body_mut().wait_for(sender.asked.wait());
             }
@@ -320,6 +323,7 @@ impl Upstreams {
             if sender.ready().await.is_err() && kept {
                 continue; // it closed meanwhile: not a byte was sent on it
             }
+            request.body().note(Mark::Connected);
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     return Ok(response.map(|body| FromUpstream::new(body, Lease::Http2 { stream })));

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use throughline_core::exchange::Work;
 use throughline_core::settings::Settings;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -27,6 +28,7 @@ use head::HeadScan;
 pub(crate) use head::Seen;
 
 use crate::forward;
+use crate::host::now;
 use crate::sidecar::{Connection, Sidecar};
 use crate::stack::{Body, stack};
 use crate::stall::{Patience, Progress, UnderWay, Watched};
@@ -106,6 +108,7 @@ async fn first_bytes(connection: &Arc<Connection>, mut stream: TcpStream, mut dr
         let _ = drain.wait_for(|drain| *drain).await;
         tokio::time::sleep(DRAIN_GRACE).await; // whoever has just connected is about to ask
     };
+    let accepted = now();
     let detected = tokio::select! {
         biased;
         detected = wait_for_head(connection, &mut stream, patience) => detected,
@@ -115,6 +118,7 @@ async fn first_bytes(connection: &Arc<Connection>, mut stream: TcpStream, mut dr
     if speaks == Speaks::Opaque {
         // Nobody said where it should go: only HTTP says that itself.
         connection.sidecar.stats.connection(connection.side, Protocol::Opaque);
+        connection.sidecar.work(Work::Detection, accepted, Some("opaque"), connection.side.as_str());
         refuse_opaque(&mut stream).await;
         return;
     }
@@ -130,6 +134,7 @@ async fn wait_for_head(
         connection.sidecar.stats.reaped(reaped);
         None
     };
+    let accepted = now();
     match timeout(patience.idle, stream.readable()).await {
         Ok(Ok(())) => {}
         Ok(Err(_)) => return None,
@@ -137,7 +142,10 @@ async fn wait_for_head(
     }
     match timeout(patience.head, detect(stream)).await {
         Ok(detected) => detected.ok().filter(|(first, _)| !first.is_empty()),
-        Err(_) => reaped(Reaped::SlowHead),
+        Err(_) => {
+            connection.sidecar.work(Work::Detection, accepted, Some("timeout"), connection.side.as_str());
+            reaped(Reaped::SlowHead)
+        }
     }
 }
 

@@ -116,6 +116,7 @@ async fn numbers_count_every_request_sampled_or_not() {
     let orders = mesh
         .pod("orders")
         .environment("OTEL_TRACES_SAMPLER", "always_off")
+        .flag("keep-errors", "off")
         .runs(script(|visit| async move {
             let failing = visit.request.uri().path() == "/fails";
             response(if failing { 500 } else { 200 }, "")

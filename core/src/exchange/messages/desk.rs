@@ -13,15 +13,16 @@ use crate::events::pubsub_grpc::{self, SubscriptionRequest};
 use crate::events::pubsub_json;
 use crate::events::splice::Splices;
 use crate::exchange::record::Buffers;
+use crate::exchange::steer::Steer;
 use crate::exchange::tracer::Tracer;
-use crate::exchange::{Exchange, Now, Trace, Tracing};
-use crate::ids::{Flags, Ids};
+use crate::exchange::{Doubt, Exchange, Keeping, Now, Trace, Tracing};
+use crate::ids::{Flags, Ids, TraceId};
 use crate::limits::{MESSAGE_LINKS_MAX, PUBSUB_ATTRIBUTES_MAX};
 use crate::names::attribute;
 use crate::operation::Operation;
 use crate::otlp::{Attributes, Kind, Parent, link};
 use crate::propagation::traceparent::TraceParent;
-use crate::sampling::erase_probability;
+use crate::sampling::{Decision, erase_probability};
 
 /// An exchange's messages while its bodies are read: what is needed to decide, in one place.
 pub(super) struct Desk<'a, I> {
@@ -29,8 +30,10 @@ pub(super) struct Desk<'a, I> {
     direction: Direction,
     pub(super) messaging: &'a mut Messaging,
     trace: &'a mut Trace,
+    steer: &'a mut Steer,
     operation: &'a mut Option<Operation>,
     buffers: &'a mut Buffers,
+    may_be_kept: bool,
     /// The caller is a sidecar: the context in the headers is the producer's hop, and no broker's.
     from_sidecar: bool,
     ids: &'a mut I,
@@ -50,8 +53,10 @@ impl<'a, I: Ids> Desk<'a, I> {
             direction: exchange.direction,
             messaging: exchange.messaging.as_deref_mut()?,
             trace,
+            steer: &mut exchange.steer,
             operation: &mut exchange.operation,
             buffers: &mut exchange.buffers,
+            may_be_kept: exchange.keeping != Keeping::Never,
             from_sidecar: exchange.caller_is_sidecar,
             ids,
             now,
@@ -253,8 +258,12 @@ impl<'a, I: Ids> Desk<'a, I> {
         self.messaging.single = true;
         self.name_after(event);
         if self.from_sidecar && !self.messaging.is_pubsub() && carried.hop.is_none() {
-            let Trace { trace_id, flags, parent, .. } = *self.trace;
-            carried.hop = parent.map(|parent| TraceParent { trace_id, span_id: parent.span_id, flags });
+            let Trace { trace_id, flags, parent, doubt, .. } = *self.trace;
+            let span_id = match doubt {
+                Some(Doubt::Caller(span_id)) => Some(span_id),
+                Some(Doubt::Inbound(..) | Doubt::Message) | None => parent.map(|parent| parent.span_id),
+            };
+            carried.hop = span_id.map(|span_id| TraceParent { trace_id, span_id, flags });
         }
         let rule = self.tracer.config.event_context;
         let edits = match self.direction {
@@ -267,7 +276,7 @@ impl<'a, I: Ids> Desk<'a, I> {
                 carried.delivered(self.own(), rule)
             }
         };
-        if self.trace.recorded {
+        if self.trace.recorded || self.may_be_kept {
             let (max, out) = (self.tracer.config.attribute_bytes_max, &mut self.buffers.attributes);
             describe(view, self.now, max, out);
             if let Some(event) = event {
@@ -312,6 +321,11 @@ impl<'a, I: Ids> Desk<'a, I> {
 
     /// The consumer's span is a child of the producer's, linked to the transport's.
     pub(super) fn place_delivery(&mut self, carried: &Carried) {
+        let said_by_message = self.operation.is_none() && carried.operation.is_some();
+        if said_by_message {
+            *self.operation = carried.operation;
+        }
+        self.steer.find_rules(self.operation.as_ref(), &self.buffers.route);
         if let Some(context) = carried.producer() {
             let transport = self.trace.parent.filter(|parent| parent.span_id != context.span_id);
             if let Some(transport) = transport {
@@ -324,12 +338,11 @@ impl<'a, I: Ids> Desk<'a, I> {
             self.move_to(context);
         }
         self.link_if_elsewhere(carried.event);
-        if self.operation.is_none() {
-            *self.operation = carried.operation;
-            if let (Some(operation), true) = (&carried.operation, self.trace.recorded) {
-                let mut attributes = Attributes::of_span(&mut self.buffers.attributes);
-                attributes.text(attribute::OPERATION, operation.as_str().as_bytes());
-            }
+        if let (Some(operation), true) = (&carried.operation, said_by_message)
+            && (self.trace.recorded || self.may_be_kept)
+        {
+            let mut attributes = Attributes::of_span(&mut self.buffers.attributes);
+            attributes.text(attribute::OPERATION, operation.as_str().as_bytes());
         }
     }
 
@@ -339,10 +352,14 @@ impl<'a, I: Ids> Desk<'a, I> {
         }
     }
 
+    fn decide(&self, trace_id: TraceId, parent_sampled: Option<bool>) -> Decision {
+        self.tracer.afford(self.steer, self.steer.decide(trace_id, parent_sampled), self.now)
+    }
+
     /// The exchange's span becomes a child of this context.
     pub(super) fn move_to(&mut self, context: TraceParent) {
         let sampled = context.flags.sampled();
-        let decision = self.tracer.config.sampler.decide(context.trace_id, Some(sampled));
+        let decision = self.decide(context.trace_id, Some(sampled));
         if decision.sampled != sampled {
             erase_probability(&mut self.buffers.tracestate);
         }
@@ -350,7 +367,11 @@ impl<'a, I: Ids> Desk<'a, I> {
         self.trace.flags = context.flags.with_sampled(decision.sampled);
         self.trace.reason = decision.reason;
         self.trace.recorded = decision.sampled && self.tracer.config.recording;
+        if self.trace.doubt == Some(Doubt::Caller(context.span_id)) {
+            return; // it came by a call: the caller's sidecar can be told
+        }
         self.trace.parent = Some(Parent { span_id: context.span_id, remote: true });
+        self.trace.doubt = (!sampled).then_some(Doubt::Message);
     }
 
     /// Whether an event of a batch carries another trace than the call of the sidecar that forwards it: its hop
@@ -372,7 +393,6 @@ impl<'a, I: Ids> Desk<'a, I> {
         let publishes = self.direction == Direction::Outbound && !pulls;
         let exchange = self.own();
         let mut links = Vec::new();
-        let sampler = self.tracer.config.sampler;
         let producer = carried.producer();
         let (trace_id, parent, sampled, random) = match producer {
             // A publish belongs to the call's own trace where the call has one.
@@ -380,7 +400,7 @@ impl<'a, I: Ids> Desk<'a, I> {
                 if (!publishes || !self.had_context()) && !self.is_forwarded_by_sidecar(context) =>
             {
                 let parent = Parent { span_id: context.span_id, remote: true };
-                let decision = sampler.decide(context.trace_id, Some(context.flags.sampled()));
+                let decision = self.decide(context.trace_id, Some(context.flags.sampled()));
                 (context.trace_id, Some(parent), decision.sampled, context.flags)
             }
             Some(_) | None if publishes || self.direction == Direction::Inbound => {
@@ -389,7 +409,7 @@ impl<'a, I: Ids> Desk<'a, I> {
             }
             Some(_) | None => {
                 let trace_id = self.ids.trace_id();
-                let decision = sampler.decide(trace_id, None);
+                let decision = self.decide(trace_id, None);
                 (trace_id, None, decision.sampled, Flags::start(decision.sampled))
             }
         };
