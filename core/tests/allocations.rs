@@ -137,7 +137,7 @@ mod steady {
         }
     }
 
-    fn tracer() -> Tracer {
+    fn tracer(root: Root) -> Tracer {
         let config = Config {
             enabled: true,
             mode: throughline_core::mode::Mode::Hybrid,
@@ -147,7 +147,7 @@ mod steady {
             service: "orders".to_owned(),
             keep: throughline_core::keep::Keep::default(),
             recording: true,
-            sampler: Sampler::ParentBased(Root::AlwaysOn),
+            sampler: Sampler::ParentBased(root),
             propagators: Propagators { tracecontext: true, baggage: true, ..Propagators::default() },
             routes: Vec::new(),
             routes_max: 200,
@@ -167,8 +167,8 @@ mod steady {
     }
 
     /// Allocations of one exchange, after so many others that every buffer has its size.
-    fn of_one(direction: Direction, fields: &[(&'static str, &str)], status: u16) -> usize {
-        let tracer = tracer();
+    fn of_one(root: Root, direction: Direction, fields: &[(&'static str, &str)], status: u16) -> usize {
+        let tracer = tracer(root);
         let mut batch =
             Batch::new(Bounds { queue_spans_max: 2048, chunk_spans_max: 512, flush_after_ms: 1000 });
         let (mut ids, mut carrier, mut now) = (Counting(0), Fixed::default(), Now::default());
@@ -197,7 +197,7 @@ mod steady {
     /// A user may ask for a queue that is shorter than a batch, and a collector may be away for hours.
     #[test]
     fn a_short_queue_that_nobody_empties_keeps_little_memory() {
-        let tracer = tracer();
+        let tracer = tracer(Root::AlwaysOn);
         let mut batch =
             Batch::new(Bounds { queue_spans_max: 10, chunk_spans_max: 512, flush_after_ms: 1000 });
         let (mut ids, mut carrier, now) = (Counting(0), Fixed::default(), Now::default());
@@ -229,7 +229,17 @@ mod steady {
             ("peer call", Direction::Outbound, &lists, 200, 0),
             ("failing", Direction::Inbound, &usual, 500, 0),
         ] {
-            assert_eq!(of_one(direction, fields, status), expected, "{name}");
+            assert_eq!(of_one(Root::AlwaysOn, direction, fields, status), expected, "{name}");
+        }
+        // Not sampled, and remembered in case it is kept; and kept.
+        let usual = &usual[1..];
+        for (name, direction, status) in [
+            ("not sampled", Direction::Inbound, 200),
+            ("call not sampled", Direction::Outbound, 200),
+            ("kept", Direction::Inbound, 500),
+            ("call kept", Direction::Outbound, 500),
+        ] {
+            assert_eq!(of_one(Root::AlwaysOff, direction, usual, status), 0, "{name}");
         }
     }
 }

@@ -9,26 +9,65 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use throughline_core::carrier::Carrier;
 use throughline_core::exchange::Now;
 use throughline_core::ids::{self, Ids, SpanId, TraceId};
+use throughline_core::names::header;
+use throughline_core::propagation::{baggage, traceparent, tracestate};
 
 /// A header map as `core` sees it.
 #[derive(Debug)]
 pub(crate) struct Headers<'a>(pub(crate) &'a mut HeaderMap);
 
+macro_rules! parsed {
+    ($($name:expr),* $(,)?) => {
+        /// The names that every request is asked for, parsed once: parsing one costs more than finding it.
+        fn parsed(name: &str) -> Option<&'static HeaderName> {
+            $({
+                static NAME: HeaderName = HeaderName::from_static($name);
+                // The names of `core` are constants: mostly the same text at the same place.
+                if name == $name {
+                    return Some(&NAME);
+                }
+            })*
+            None
+        }
+    };
+}
+
+parsed![
+    "content-type",
+    "ce-specversion",
+    "x-goog-pubsub-subscription-name",
+    traceparent::HEADER,
+    tracestate::HEADER,
+    baggage::HEADER,
+    header::OPERATION,
+    header::PEER,
+    header::KEEP,
+    header::GRPC_STATUS,
+];
+
 impl Carrier for Headers<'_> {
     fn get(&self, name: &str) -> Option<&[u8]> {
-        self.0.get(name).map(HeaderValue::as_bytes)
+        let value = match parsed(name) {
+            Some(name) => self.0.get(name),
+            None => self.0.get(name),
+        };
+        value.map(HeaderValue::as_bytes)
     }
 
     fn set(&mut self, name: &'static str, value: &[u8]) {
         // `core` hands out only values that a header may hold; one that is not is left out, as a broken
         // header would spoil the user's request.
         if let Ok(value) = HeaderValue::from_bytes(value) {
-            self.0.insert(HeaderName::from_static(name), value);
+            let name = parsed(name).cloned().unwrap_or_else(|| HeaderName::from_static(name));
+            self.0.insert(name, value);
         }
     }
 
     fn remove(&mut self, name: &'static str) {
-        self.0.remove(name);
+        match parsed(name) {
+            Some(name) => self.0.remove(name),
+            None => self.0.remove(name),
+        };
     }
 
     fn for_each<'a>(&'a self, visit: &mut dyn FnMut(&'a str, &'a [u8])) {
@@ -82,6 +121,18 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 2000);
+    }
+
+    #[test]
+    fn a_name_that_was_parsed_before_finds_what_any_other_does() {
+        let mut map = HeaderMap::new();
+        for (name, text) in [("traceparent", "a"), ("content-type", "b"), ("x-other", "c")] {
+            Headers(&mut map).set(name, text.as_bytes());
+            assert_eq!(Headers(&mut map).get(name), Some(text.as_bytes()));
+            assert_eq!(map.get(name).unwrap(), text);
+            Headers(&mut map).remove(name);
+            assert!(!map.contains_key(name), "{name}");
+        }
     }
 
     #[test]

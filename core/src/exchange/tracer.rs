@@ -319,7 +319,8 @@ impl Tracer {
     /// Whether an exchange may be kept at its end.
     fn keeping(&self, exchange: &Exchange) -> Keeping {
         match exchange.steer.mode {
-            Mode::Hybrid if self.config.recording => Keeping::Open { by_head: None },
+            // In `full` the bound of spans a second may have said no.
+            Mode::Hybrid | Mode::Full if self.config.recording => Keeping::Open { by_head: None },
             Mode::Off | Mode::SystemOnly | Mode::Hybrid | Mode::Full => Keeping::Never,
         }
     }
@@ -688,7 +689,8 @@ impl Tracer {
         if !decision.sampled || self.config.spans_per_second == 0 {
             return decision;
         }
-        let spans = if steer.mode == Mode::Full { limits::SPANS_OF_FULL_EXCHANGE } else { 1 };
+        let whole = if steer.mode == Mode::Full { limits::SPANS_OF_FULL_EXCHANGE } else { 1 };
+        let spans = whole.min(self.config.spans_per_second);
         let mut shared = self.lock();
         let Shared { budget: Some(budget), counters, .. } = &mut *shared else { return decision };
         if decision.reason == Reason::Parent {
@@ -810,7 +812,7 @@ impl Tracer {
                 if recorded {
                     self.recall(&mut exchange);
                     exchange.finish_attributes(status, verdict, outcome);
-                    if let Some(phases) = &exchange.phases {
+                    if let Some(phases) = exchange.phases.as_ref().filter(|_| trace.recorded) {
                         let broke_off = matches!(outcome, Outcome::Failed { .. });
                         phases.hand_out(&trace, exchange.started, duration_nanos, broke_off, now, sink);
                     }

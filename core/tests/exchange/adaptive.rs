@@ -101,6 +101,18 @@ fn what_is_chosen_here_keeps_to_the_spans_a_second() {
 }
 
 #[test]
+fn a_bound_below_one_exchange_of_full_leaves_one_a_second() {
+    let mut world = World::with(|config| (config.mode, config.spans_per_second) = (Mode::Full, 3));
+    let made = |world: &mut World| {
+        let (exchange, _) = world.inbound(&[]);
+        world.end(exchange, Outcome::Complete).recorded
+    };
+    assert_eq!([made(&mut world), made(&mut world)], [true, false]);
+    world.now.mono_nanos += 1000 * MS;
+    assert!(made(&mut world));
+}
+
+#[test]
 fn what_was_left_out_is_counted_once_and_tells_nobody() {
     let mut world = unsampled(|config| config.spans_per_second = 1);
     for (told, left_out) in [("error", 0), ("-", 1), ("-", 2)] {

@@ -4,8 +4,10 @@
 use throughline_core::batch::{Batch, Bounds, Dropped};
 use throughline_core::classify::{Direction, Failure, Outcome};
 use throughline_core::exchange::{
-    Destination, Exchange, Propagators, RequestHead, ResponseHeaders, RootUnsampled, Scheme, Version,
+    Destination, Edge, Exchange, Mark, Propagators, RequestHead, ResponseHeaders, RootUnsampled, Scheme,
+    Trust, Version,
 };
+use throughline_core::keep::{Keep, Slow};
 use throughline_core::propagation::{b3, baggage, jaeger, traceparent, tracestate};
 use throughline_core::sampling::{Ratio, Root, Sampler};
 use throughline_core::{limits, operation};
@@ -97,7 +99,7 @@ fn hostile(draw: &mut Draw, name: &str, contexts: &[Vec<u8>]) -> Vec<u8> {
     draw.damaged(valid)
 }
 
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 20] = [
     "traceparent",
     "traceparent",
     "traceparent",
@@ -106,6 +108,7 @@ const NAMES: [&str; 19] = [
     "baggage",
     "x-operation-name",
     "throughline-peer",
+    "throughline-keep",
     "x-trace-id",
     "b3",
     "x-b3-traceid",
@@ -134,7 +137,7 @@ fn all<'a>(headers: &'a Headers, name: &str) -> Vec<&'a [u8]> {
 }
 
 /// What went on, by whichever formats are on, is one valid context and valid lists.
-fn check(sent: &Headers, got: &Headers, exchange: &Exchange, propagators: Propagators) {
+fn check(sent: &Headers, got: &Headers, exchange: &Exchange, propagators: Propagators, edge: bool) {
     let told = format!("sent {}\ngot {}", shown(sent), shown(got));
     let one = |name: &str| {
         let values = all(got, name);
@@ -143,6 +146,9 @@ fn check(sent: &Headers, got: &Headers, exchange: &Exchange, propagators: Propag
     };
     let untouched = |name: &str| all(sent, name) == all(got, name);
     let (trace, span) = exchange.ids().unwrap();
+    if edge && exchange.direction() == Direction::Inbound {
+        return check_edge(got, &told, exchange);
+    }
     let ours = traceparent::parse(all(got, "traceparent").first().unwrap_or(&&b""[..]))
         .is_ok_and(|parent| (parent.trace_id, parent.span_id) == (trace, span));
     assert!(ours || untouched("traceparent") || all(got, "traceparent").is_empty(), "{told}");
@@ -184,6 +190,28 @@ fn check(sent: &Headers, got: &Headers, exchange: &Exchange, propagators: Propag
     }
 }
 
+/// At an edge every context that goes on is ours, and what is rewritten is whole.
+fn check_edge(got: &Headers, told: &str, exchange: &Exchange) {
+    let (trace, span) = exchange.ids().unwrap();
+    for value in all(got, "traceparent") {
+        let parent = traceparent::parse(value).unwrap();
+        assert_eq!((parent.trace_id, parent.span_id), (trace, span), "{told}");
+    }
+    for value in all(got, "b3") {
+        assert_eq!(b3::parse_single(value).unwrap().context, Some((trace, span)), "{told}");
+    }
+    for value in all(got, "uber-trace-id") {
+        assert_eq!(jaeger::parse(value).unwrap().span_id, span, "{told}");
+    }
+    for (name, digits) in [("x-b3-traceid", &trace.digits()[..]), ("x-b3-spanid", &span.digits())] {
+        assert!(all(got, name).iter().all(|value| *value == digits), "{told}");
+    }
+    for name in ["throughline-peer", "x-trace-id", "x-b3-parentspanid"] {
+        assert!(all(got, name).is_empty(), "{name}: {told}");
+    }
+    assert!(all(got, "tracestate").iter().all(|state| state.starts_with(b"tl=")), "{told}");
+}
+
 fn shown(headers: &Headers) -> String {
     let line = |(name, value): &(String, Vec<u8>)| format!("\n  {name}: {}", value.escape_ascii());
     headers.iter().map(line).collect()
@@ -211,7 +239,20 @@ fn play(seed: u64, exchanges: usize) {
         jaeger: on(&mut draw),
     };
     let root = draw.of(&[Root::AlwaysOn, Root::AlwaysOff, Root::Ratio(Ratio::new(0.5).unwrap())]);
+    let edge = draw.one_in(3);
     let mut world = World::with(|config| {
+        if edge {
+            let operations = draw.of(&[vec![], vec!["checkout".into()]]);
+            config.trust = Trust::Edge(Edge { operations, operations_max: 2, sampled_per_second: 5 });
+        }
+        config.spans_per_second = draw.of(&[0, 0, 20]);
+        config.keep = Keep {
+            errors: on(&mut draw),
+            slow: draw.of(&[Slow::Never, Slow::P99, Slow::Over(50 * MS)]),
+            operations: vec!["checkout".into()],
+            headers: vec![("baggage".into(), None)],
+            ..Keep::default()
+        };
         config.propagators = propagators;
         config.sampler = draw.of(&[Sampler::ParentBased(root), Sampler::Always(root)]);
         config.root_unsampled = draw.of(&[RootUnsampled::Flag, RootUnsampled::Silent]);
@@ -251,7 +292,7 @@ fn play(seed: u64, exchanges: usize) {
         let exchange = world.begin(&head, &mut got);
         begun += 1;
         if exchange.ids().is_some() {
-            check(&sent, &got, &exchange, propagators);
+            check(&sent, &got, &exchange, propagators, edge);
         } else {
             assert_eq!(got, sent, "a probe");
         }
@@ -266,12 +307,22 @@ fn play(seed: u64, exchanges: usize) {
             if !draw.one_in(5) {
                 let mut answer = fields(&mut draw, &contexts);
                 let status = draw.of(&[101, 200, 204, 404, 405, 500, 999, 0, u16::MAX]);
+                exchange.mark(Mark::FirstByte, world.now);
                 exchange.response(&world.tracer, status, &mut answer);
+                let kept = all(&answer, "throughline-keep");
+                let own = kept.iter().all(|value| value.is_ascii() && value.len() < 12);
+                let told = exchange.direction() == Direction::Inbound && kept.len() <= 1 && own;
+                assert!(kept.is_empty() || told || exchange.ids().is_none(), "{kept:?}");
                 assert!(
                     all(&answer, "throughline-peer").iter().all(|value| *value == OWN.as_bytes())
                         || exchange.ids().is_none()
                 );
-                exchange.trailers(&fields(&mut draw, &contexts));
+                let mut trailers = fields(&mut draw, &contexts);
+                if draw.one_in(2) {
+                    exchange.trailers(&trailers);
+                } else {
+                    exchange.answer_trailers(&world.tracer, &mut trailers);
+                }
             }
             let ending = outcome(&mut draw);
             let summary = world.end(exchange, ending);

@@ -182,3 +182,68 @@ async fn the_trace_is_whole_although_pypis_sdk_samples_nothing() {
         assert_whole(&spans, &[], sampler);
     }
 }
+
+/// What a request of this number does on its way is told by the number: fails, dawdles, is given up, goes on in
+/// the background after its caller was answered.
+#[tokio::test]
+async fn whatever_fails_dawdles_or_is_given_up_no_parent_is_a_phantom() {
+    async fn dawdle(number: u64) {
+        if number.is_multiple_of(11) {
+            tokio::time::sleep(std::time::Duration::from_millis(15)).await;
+        }
+    }
+    fn number_of(visit: &Visit) -> u64 {
+        visit.request.uri().path().trim_start_matches("/n").parse().expect("a number")
+    }
+    fn passing_on(url: String) -> Script {
+        script(move |visit| {
+            let number = number_of(&visit);
+            let ask = Ask::get(format!("{url}/n{number}"))
+                .copied(Copying::Everything.from(visit.request.headers()));
+            let ask = ask.via(visit.outbound.address());
+            async move {
+                if number.is_multiple_of(5) {
+                    tokio::spawn(async move { drop(ask.try_send().await) });
+                } else {
+                    drop(ask.try_send().await);
+                }
+                response(200, "fine")
+            }
+        })
+    }
+    let mesh = Mesh::new().await;
+    let plan =
+        |name: &str| mesh.pod(name).environment("OTEL_TRACES_SAMPLER_ARG", "0.2").flag("keep-slow", "10");
+    let c = plan("c")
+        .runs(script(|visit| {
+            let number = number_of(&visit);
+            async move {
+                dawdle(number).await;
+                response(if number.is_multiple_of(3) { 500 } else { 200 }, "")
+            }
+        }))
+        .await;
+    let b = plan("b").runs(passing_on(c.url(""))).await;
+    let a = plan("a").runs(passing_on(b.url(""))).await;
+    let asking: Vec<_> = (0..300)
+        .map(|number: u64| {
+            let ask = Ask::get(a.url(&format!("/n{number}")));
+            tokio::spawn(async move {
+                let patience = if number.is_multiple_of(7) { 3 } else { 20_000 };
+                let _ =
+                    tokio::time::timeout(std::time::Duration::from_millis(patience), ask.try_send()).await;
+            })
+        })
+        .collect();
+    for asked in asking {
+        asked.await.expect("asked");
+    }
+    let idle = |books: &Books| books.sum("throughline_in_flight", &[]) == 0;
+    for pod in [&a, &b, &c] {
+        pod.sidecar.books_when("nothing in flight", idle).await;
+    }
+    let spans = mesh.end([a, b, c]).await;
+    assert_connected(&spans, &[]);
+    let kept = spans.iter().filter(|span| span.has("throughline.keep.reason")).count();
+    assert!(kept > 100, "{kept} of {}", spans.len());
+}
