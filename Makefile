@@ -4,15 +4,30 @@ SHELL := /bin/bash
 # The scripts look for what was built beside the source, whatever the user's own setting.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help demo test quick wasm bench bench-core budgets fmt reference clean
+.PHONY: help demo demo-sidecar demo-envoy test quick wasm bench bench-core budgets fmt reference clean
 
 help: ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
-demo: ## a small shop, one real sidecar before each service, its traces in this terminal
+# Some shells export HOST, the machine's name: only what is written on the command line counts.
+ifneq ($(origin HOST),command line)
+HOST := sidecar
+endif
+
+demo: demo-$(HOST) ## a small shop, one real sidecar before each service (HOST=envoy: Envoy with the filter), its traces
+	@target/quick/throughline-demo --host $(HOST) $(ARGS)
+
+demo-sidecar:
 	@scripts/setup demo
 	@cargo build --profile quick -p throughline-proxy -p throughline-demo
-	@target/quick/throughline-demo $(ARGS)
+
+demo-envoy:
+	@scripts/setup demo-envoy
+	@$(MAKE) --no-print-directory wasm
+	@cargo build --profile quick -p throughline-demo
+
+demo-%:
+	@echo 'HOST=$*: want sidecar or envoy' >&2; exit 2
 
 test: ## everything that CI checks: lints, licences, unit tests, fuzz smoke, scenarios, the demo
 	@scripts/setup test

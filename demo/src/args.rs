@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// The text of `--help`.
 pub(crate) const HELP: &str = "\
-throughline-demo: a small shop with one throughline-proxy in front of each service
+throughline-demo: a small shop with one throughline-proxy, or one Envoy, in front of each service
 
 Starts web, orders, stock, payments, warehouse and shipping, sends a few requests with
 an operation, draws each trace in the terminal, and stays up for curl and the browser.
@@ -12,7 +12,10 @@ Orders reach shipping through Pub/Sub.
 
 usage: throughline-demo [options]
 
+  --host WHICH    sidecar (throughline-proxy) or envoy (Envoy with the filter); default sidecar
   --proxy PATH    the throughline-proxy to run (default: the one beside this program)
+  --envoy PATH    the Envoy to run (default: the one that `make demo HOST=envoy` installs)
+  --module PATH   the filter for it (default: the one that `make wasm` builds)
   --port N        port of the shop on 127.0.0.1 (default 8080; when it is taken, a free one)
   --broker WHICH  auto, emulator (Google's, needs java) or own (the demo's, small); default
                   auto: the emulator where it is installed and ready within 10 s
@@ -35,13 +38,27 @@ pub(crate) enum Asked {
 /// How to run the demo.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
+    pub(crate) host: Host,
     /// The sidecar's binary, when it is not the one beside us.
     pub(crate) proxy: Option<PathBuf>,
+    /// Envoy's binary, when it is not the one that was installed for the demo.
+    pub(crate) envoy: Option<PathBuf>,
+    /// The filter, when it is not the one that was built last.
+    pub(crate) module: Option<PathBuf>,
     /// The shop's port on loopback.
     pub(crate) port: u16,
     pub(crate) stay: Stay,
     pub(crate) color: Color,
     pub(crate) broker: Broker,
+}
+
+/// What stands in front of each service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// A `throughline-proxy`.
+    Sidecar,
+    /// An Envoy with the filter.
+    Envoy,
 }
 
 /// What follows the demo's own requests.
@@ -75,7 +92,10 @@ pub(crate) enum Color {
 /// Reads the arguments after the program's name, and reports every mistake at once, one per line.
 pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Asked, String> {
     let mut options = Options {
+        host: Host::Sidecar,
         proxy: None,
+        envoy: None,
+        module: None,
         port: PORT_DEFAULT,
         stay: Stay::UntilSignal,
         color: Color::Auto,
@@ -94,6 +114,13 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Asked, Str
                 options.stay = Stay::Once;
                 Ok(())
             }
+            "--host" => text(attached.or_else(|| rest.next()), "sidecar or envoy")
+                .and_then(|value| host(&value))
+                .map(|host| options.host = host),
+            "--envoy" => text(attached.or_else(|| rest.next()), "the path of envoy")
+                .map(|path| options.envoy = Some(path.into())),
+            "--module" => text(attached.or_else(|| rest.next()), "the path of throughline.wasm")
+                .map(|path| options.module = Some(path.into())),
             "--proxy" => text(attached.or_else(|| rest.next()), "the path of throughline-proxy")
                 .map(|path| options.proxy = Some(path.into())),
             "--port" => text(attached.or_else(|| rest.next()), "a port from 0 to 65535")
@@ -120,6 +147,14 @@ fn text(value: Option<String>, wanted: &str) -> Result<String, String> {
 
 fn port(value: &str) -> Result<u16, String> {
     value.parse().map_err(|_| format!("\"{value}\" given, want a port from 0 to 65535"))
+}
+
+fn host(value: &str) -> Result<Host, String> {
+    match value {
+        "sidecar" => Ok(Host::Sidecar),
+        "envoy" => Ok(Host::Envoy),
+        _ => Err(format!("\"{value}\" given, want sidecar or envoy")),
+    }
 }
 
 fn color(value: &str) -> Result<Color, String> {
@@ -151,7 +186,10 @@ mod tests {
     #[test]
     fn no_arguments_mean_a_shop_on_8080_that_stays_up() {
         let expected = Options {
+            host: Host::Sidecar,
             proxy: None,
+            envoy: None,
+            module: None,
             port: 8080,
             stay: Stay::UntilSignal,
             color: Color::Auto,
@@ -163,14 +201,20 @@ mod tests {
     #[test]
     fn values_follow_a_space_or_an_equals_sign() {
         let expected = Options {
+            host: Host::Envoy,
             proxy: Some("/x/throughline-proxy".into()),
+            envoy: Some("/x/envoy".into()),
+            module: Some("/x/throughline.wasm".into()),
             port: 0,
             stay: Stay::Once,
             color: Color::Never,
             broker: Broker::Own,
         };
         assert_eq!(
-            parsed("--proxy=/x/throughline-proxy --port 0 --once --color never --broker=own"),
+            parsed(
+                "--proxy=/x/throughline-proxy --port 0 --once --color never --broker=own --host envoy \
+                 --envoy /x/envoy --module=/x/throughline.wasm"
+            ),
             Ok(Asked::Run(expected))
         );
     }
@@ -185,10 +229,11 @@ mod tests {
         let expected = "--port: \"70000\" given, want a port from 0 to 65535\n\
                         --color=red: \"red\" given, want auto, always or never\n\
                         --broker: \"kafka\" given, want auto, emulator or own\n\
+                        --host: \"nginx\" given, want sidecar or envoy\n\
                         --twice: unknown option; see --help\n\
                         --proxy: want the path of throughline-proxy";
         assert_eq!(
-            parsed("--port 70000 --color=red --broker kafka --twice --proxy"),
+            parsed("--port 70000 --color=red --broker kafka --host nginx --twice --proxy"),
             Err(expected.to_owned())
         );
     }

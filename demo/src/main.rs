@@ -1,11 +1,12 @@
-//! The demo: a small shop with one real `throughline-proxy` in front of each service. Starts all
-//! of it, sends a few requests, draws each trace, and stays up for curl and the browser. Holds no
+//! The demo: a small shop with one real `throughline-proxy`, or one real Envoy with the filter, in front of
+//! each service. Starts all of it, sends a few requests, draws each trace, and stays up for curl and the browser. Holds no
 //! tracing of its own: what it draws is what the sidecars exported.
 
 mod args;
 mod broker;
 mod call;
 mod demo_broker;
+mod envoy;
 mod process;
 mod receiver;
 mod screen;
@@ -26,13 +27,14 @@ use http::Request;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::{Asked, Options, Stay};
+use crate::args::{Asked, Host, Options, Stay};
 use crate::broker::Broker;
+use crate::envoy::Envoy;
 use crate::process::{Pids, Processes};
 use crate::receiver::Receiver;
 use crate::screen::Screen;
 use crate::shop::App;
-use crate::sidecars::{Plan, Sidecars};
+use crate::sidecars::{Plan, Program, Sidecars, Starting};
 use crate::trace::{Expected, Kind, TraceId};
 
 /// The longest wait for the spans of one of the demo's own requests.
@@ -179,9 +181,12 @@ fn end_sidecars_on_panic(pids: Pids) {
 }
 
 async fn demo(options: &Options, pids: Pids) -> Result<(), End> {
-    let binary = sidecar_binary(options.proxy.as_deref())?;
+    let program = match options.host {
+        Host::Sidecar => Program::Proxy(sidecar_binary(options.proxy.as_deref())?),
+        Host::Envoy => Program::Envoy(Envoy::find(options.envoy.as_deref(), options.module.as_deref())?),
+    };
     let mut signals = Signals::listen().map_err(|error| format!("no signal handlers: {error}"))?;
-    let mut sidecars = Sidecars::new(binary, Processes::new(pids.clone()));
+    let mut sidecars = Sidecars::new(program, Processes::new(pids.clone()));
     let mut brokers = Processes::new(pids);
     let screen = Screen::open(options.color);
     let outcome = tokio::select! {
@@ -243,9 +248,10 @@ async fn story(
     let shop = open_shop(entrance, receiver.address(), broker.address(), sidecars).await?;
     let sidecars = &*sidecars;
     screen.say(&format!(
-        "Throughline demo: a shop of {count} services, one throughline-proxy in front of each.\n\
+        "Throughline demo: a shop of {count} services, one {what} in front of each.\n\
          No service makes spans; what follows is what the sidecars exported.\n{broker}\n\n{legend}",
         count = sidecars.len(),
+        what = sidecars.what(),
         broker = broker.introduction(),
         legend = waterfall::legend(&screen.look()),
     ))?;
@@ -308,7 +314,7 @@ struct Shop {
 }
 
 /// Starts each service and its sidecar after those that it calls, so that every address is known
-/// by the time that it is needed.
+/// by the time that it is needed. Those that wait for the same start together.
 async fn open_shop(
     entrance: SocketAddr,
     receiver: SocketAddr,
@@ -317,30 +323,45 @@ async fn open_shop(
 ) -> Result<Shop, End> {
     let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let mut reached: Vec<(App, SocketAddr)> = Vec::new();
+    let mut starting: Vec<(App, TcpListener, Starting)> = Vec::new();
     for app in App::STARTING_ORDER {
         let broken = |error: io::Error| format!("{} has no port: {error}", app.name());
+        if starting.iter().any(|(other, ..)| app.neighbours().contains(other)) {
+            serve_when_ready(&mut starting, &mut reached).await?;
+        }
         let listener = TcpListener::bind(free).await.map_err(broken)?;
         let known = reached.iter().filter(|(other, _)| app.neighbours().contains(other));
         let routes: Vec<_> = known.map(|(other, address)| (other.name(), *address)).collect();
-        let listeners = sidecars
-            .start(&Plan {
-                service: app.name(),
-                inbound: if app == App::Web { entrance } else { free },
-                upstream: listener.local_addr().map_err(broken)?,
-                routes: &routes,
-                broker: app.publishes().then_some(broker),
-                receiver,
-                tells_trace_id: app == App::Web,
-            })
-            .await?;
-        tokio::spawn(shop::serve(app, listener, listeners.outbound));
-        reached.push((app, listeners.inbound));
+        let started = sidecars.start(&Plan {
+            service: app.name(),
+            inbound: if app == App::Web { entrance } else { free },
+            upstream: listener.local_addr().map_err(broken)?,
+            routes: &routes,
+            broker: app.publishes().then_some(broker),
+            receiver,
+            tells_trace_id: app == App::Web,
+        })?;
+        starting.push((app, listener, started));
     }
+    serve_when_ready(&mut starting, &mut reached).await?;
     let address = |wanted: App| {
         let found = reached.iter().find(|(app, _)| *app == wanted).map(|(_, address)| *address);
         found.ok_or_else(|| format!("the shop has no {} service", wanted.name()))
     };
     Ok(Shop { entrance: address(App::Web)?, deliveries: address(App::Shipping)? })
+}
+
+/// Lets services serve whose sidecars have been started, each when its own is ready.
+async fn serve_when_ready(
+    starting: &mut Vec<(App, TcpListener, Starting)>,
+    reached: &mut Vec<(App, SocketAddr)>,
+) -> Result<(), String> {
+    for (app, listener, started) in starting.drain(..) {
+        let listeners = started.ready().await?;
+        tokio::spawn(shop::serve(app, listener, listeners.outbound));
+        reached.push((app, listeners.inbound));
+    }
+    Ok(())
 }
 
 /// What a scene plays on.

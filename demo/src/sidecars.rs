@@ -1,8 +1,9 @@
-//! The sidecars: real `throughline-proxy` processes, one per service. Starts them and waits until they
-//! are ready; [`crate::process`] ends them.
+//! What stands in front of each service: a real `throughline-proxy` process, or a real Envoy with the filter
+//! ([`crate::envoy`]). Starts them and waits until they are ready; [`crate::process`] ends them.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,12 +13,15 @@ use tokio::process::Command;
 use tokio::sync::watch;
 
 use crate::call;
+use crate::envoy::{self, Envoy};
 use crate::process::{Process, Processes, STOP_TIMEOUT};
 
 /// A sidecar is ready within this time, or the demo gives up.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The pause between two questions to `/readyz`.
-const READY_PAUSE: Duration = Duration::from_millis(10);
+/// The same for Envoy: it compiles the filter first, for a second where nothing else is to do.
+const ENVOY_READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// The pause between two questions whether it is.
+pub(crate) const READY_PAUSE: Duration = Duration::from_millis(10);
 /// What sidecars get for draining, and with it they are ended before they would be killed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const _: () = assert!(DRAIN_TIMEOUT.as_millis() < STOP_TIMEOUT.as_millis());
@@ -48,37 +52,55 @@ pub(crate) struct Plan<'a> {
 pub(crate) struct Listeners {
     pub(crate) inbound: SocketAddr,
     pub(crate) outbound: SocketAddr,
-    admin: SocketAddr,
 }
 
-/// The sidecar's program, and the processes that run it.
+/// What runs in front of each service.
+pub(crate) enum Program {
+    /// This `throughline-proxy`.
+    Proxy(PathBuf),
+    /// This Envoy.
+    Envoy(Envoy),
+}
+
+/// The sidecars' program, and the processes that run it.
 pub(crate) struct Sidecars {
-    binary: PathBuf,
+    program: Program,
     processes: Processes,
 }
 
 impl Sidecars {
-    pub(crate) fn new(binary: PathBuf, processes: Processes) -> Sidecars {
-        Sidecars { binary, processes }
+    pub(crate) fn new(program: Program, processes: Processes) -> Sidecars {
+        Sidecars { program, processes }
     }
 
-    /// Starts a sidecar and waits until it says that it is ready.
-    pub(crate) async fn start(&mut self, plan: &Plan<'_>) -> Result<Listeners, String> {
-        self.run(plan.service, command(&self.binary, plan)).await
+    /// Starts a sidecar, which is then waited for, so that several start at once.
+    pub(crate) fn start(&mut self, plan: &Plan<'_>) -> Result<Starting, String> {
+        match &self.program {
+            Program::Proxy(binary) => self.run(plan.service, command(binary, plan)),
+            Program::Envoy(envoy) => {
+                let (process, admin) = envoy.start(plan, &mut self.processes)?;
+                Ok(Starting { process, news: News::Admin(admin) })
+            }
+        }
     }
 
-    async fn run(&mut self, service: &'static str, command: Command) -> Result<Listeners, String> {
+    /// What one of them is called.
+    pub(crate) fn what(&self) -> &'static str {
+        match &self.program {
+            Program::Proxy(_) => "throughline-proxy",
+            Program::Envoy(_) => "Envoy with Throughline's filter",
+        }
+    }
+
+    fn run(&mut self, service: &'static str, command: Command) -> Result<Starting, String> {
         let (ready, awaited) = watch::channel(None);
         let heard = move |line: &str| {
-            if let Some(listeners) = listeners(line) {
-                ready.send_replace(Some(listeners));
+            if let Some(told) = told(line) {
+                ready.send_replace(Some(told));
             }
         };
-        let mut process = self.processes.start(&format!("the sidecar of {service}"), command, heard)?;
-        let ready = tokio::time::timeout(READY_TIMEOUT, readiness(awaited, &mut process)).await;
-        ready
-            .unwrap_or_else(|_| Err(format!("was not ready within {} s", READY_TIMEOUT.as_secs())))
-            .map_err(|reason| process.complaint(&reason))
+        let process = self.processes.start(&format!("the sidecar of {service}"), command, heard)?;
+        Ok(Starting { process, news: News::Log(awaited) })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -93,6 +115,38 @@ impl Sidecars {
     /// Ends every sidecar, so that requests finish and spans are flushed unless `hurry` completes.
     pub(crate) async fn stop(&mut self, hurry: impl Future) {
         self.processes.stop(hurry).await;
+    }
+}
+
+/// A sidecar that was started.
+pub(crate) struct Starting {
+    process: Process,
+    news: News,
+}
+
+/// Where it tells that it is ready.
+enum News {
+    /// In its log.
+    Log(watch::Receiver<Option<Told>>),
+    /// At its admin port, whose address it writes into this file.
+    Admin(PathBuf),
+}
+
+impl Starting {
+    /// Waits until it is ready.
+    pub(crate) async fn ready(self) -> Result<Listeners, String> {
+        let Starting { mut process, news } = self;
+        let (listening, patience): (Pin<Box<dyn Future<Output = Listeners>>>, _) = match news {
+            News::Log(told) => (Box::pin(readiness(told)), READY_TIMEOUT),
+            News::Admin(file) => (Box::pin(envoy::readiness(file)), ENVOY_READY_TIMEOUT),
+        };
+        let ready = tokio::select! {
+            reason = process.end() => Err(reason),
+            ready = tokio::time::timeout(patience, listening) => {
+                ready.map_err(|_| format!("was not ready within {} s", patience.as_secs()))
+            }
+        };
+        ready.map_err(|reason| process.complaint(&reason))
     }
 }
 
@@ -129,42 +183,39 @@ fn command(binary: &Path, plan: &Plan<'_>) -> Command {
     command
 }
 
-/// Reads the log line that says where the sidecar listens.
-fn listeners(line: &str) -> Option<Listeners> {
+/// Where a `throughline-proxy` listens.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    listeners: Listeners,
+    admin: SocketAddr,
+}
+
+/// Reads the log line that says where it listens.
+fn told(line: &str) -> Option<Told> {
     let line: Value = serde_json::from_str(line).ok()?;
     if line.get("message")?.as_str()? != "ready" {
         return None;
     }
     let address = |name: &str| line.get(name)?.as_str()?.parse().ok();
-    Some(Listeners { inbound: address("inbound")?, outbound: address("outbound")?, admin: address("admin")? })
+    let listeners = Listeners { inbound: address("inbound")?, outbound: address("outbound")? };
+    Some(Told { listeners, admin: address("admin")? })
 }
 
-async fn readiness(
-    mut ready: watch::Receiver<Option<Listeners>>,
-    process: &mut Process,
-) -> Result<Listeners, String> {
-    let logged = async {
-        // An error means that the log has ended: then the exit has the reason.
-        match ready.wait_for(Option::is_some).await.map(|listeners| *listeners) {
-            Ok(Some(listeners)) => listeners,
-            Ok(None) | Err(_) => std::future::pending().await,
-        }
+async fn readiness(mut ready: watch::Receiver<Option<Told>>) -> Listeners {
+    // An error means that the log has ended: then the exit has the reason.
+    let told = match ready.wait_for(Option::is_some).await.map(|told| *told) {
+        Ok(Some(told)) => told,
+        Ok(None) | Err(_) => std::future::pending().await,
     };
-    let listening = async {
-        let listeners = logged.await;
-        while !says_ready(listeners.admin).await {
-            tokio::time::sleep(READY_PAUSE).await;
-        }
-        listeners
-    };
-    tokio::select! {
-        reason = process.end() => Err(reason),
-        listeners = listening => Ok(listeners),
+    while !says_ready(told.admin, "/readyz").await {
+        tokio::time::sleep(READY_PAUSE).await;
     }
+    told.listeners
 }
 
-async fn says_ready(admin: SocketAddr) -> bool {
-    let request = Request::get("/readyz").header("host", admin.to_string()).body(Bytes::new());
+/// Whether an admin port answers 200.
+pub(crate) async fn says_ready(admin: SocketAddr, path: &str) -> bool {
+    let request = Request::get(path).header("host", admin.to_string()).body(Bytes::new());
     let Ok(request) = request else { return false };
     call::exchange(admin, request).await.is_ok_and(|answer| answer.status() == StatusCode::OK)
 }
@@ -182,23 +233,25 @@ mod tests {
     }
 
     fn sidecars() -> Sidecars {
-        Sidecars::new("/nowhere/throughline-proxy".into(), Processes::new(Pids::default()))
+        Sidecars::new(Program::Proxy("/nowhere/throughline-proxy".into()), Processes::new(Pids::default()))
     }
 
     #[test]
     fn the_ready_line_tells_where_it_listens() {
         let line = r#"{"level":"info","message":"ready","inbound":"127.0.0.1:1","outbound":"127.0.0.1:2","admin":"127.0.0.1:3"}"#;
-        let read = listeners(line).map(|l| [l.inbound.port(), l.outbound.port(), l.admin.port()]);
+        let read =
+            told(line).map(|t| [t.listeners.inbound, t.listeners.outbound, t.admin].map(|at| at.port()));
         assert_eq!(read, Some([1, 2, 3]));
-        assert!(listeners(r#"{"message":"draining"}"#).is_none());
-        assert!(listeners("ready").is_none());
+        assert!(told(r#"{"message":"draining"}"#).is_none());
+        assert!(told("ready").is_none());
     }
 
     #[tokio::test]
     async fn a_sidecar_that_ends_at_once_is_quoted() {
-        let started = sidecars().run("stock", script("echo first >&2; echo 'port in use' >&2; exit 1")).await;
+        let started =
+            sidecars().run("stock", script("echo first >&2; echo 'port in use' >&2; exit 1")).unwrap();
         assert_eq!(
-            started.unwrap_err(),
+            started.ready().await.unwrap_err(),
             "the sidecar of stock ended at once (exit status: 1); its last lines:\n    first\n    port in use"
         );
     }
@@ -215,7 +268,7 @@ mod tests {
             receiver: address,
             tells_trace_id: false,
         };
-        let reason = sidecars().start(&plan).await.unwrap_err();
+        let reason = sidecars().start(&plan).map(drop).unwrap_err();
         assert!(reason.starts_with("/nowhere/throughline-proxy could not be started: "), "{reason}");
     }
 }

@@ -195,7 +195,7 @@ impl Peers {
     /// `root` is the repository's; configurations are written into `folder`.
     pub(crate) fn found(root: &Path, folder: &Path) -> Self {
         let named = std::env::var_os("THROUGHLINE_ENVOY").map(PathBuf::from);
-        let installed = ["target/peers/bin/envoy", "target/judges/bin/envoy"].map(|file| root.join(file));
+        let installed = ["target/envoy/envoy", "target/judges/bin/envoy"].map(|file| root.join(file));
         let envoy = named.into_iter().chain(installed).find(|file| file.is_file()).or_else(|| find("envoy"));
         Self {
             folder: folder.to_owned(),
