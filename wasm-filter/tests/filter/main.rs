@@ -18,3 +18,5 @@ mod module;
 mod orders;
 #[cfg(test)]
 mod scene;
+#[cfg(test)]
+mod workers;
