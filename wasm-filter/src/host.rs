@@ -204,7 +204,8 @@ pub(crate) fn share(key: &str, value: &[u8]) {
 
 /// Writes a shared value if it still has this version, or is not there and `version` is none.
 pub(crate) fn share_if(key: &str, value: &[u8], version: Option<u32>) -> bool {
-    abi::set_shared(key, value, version.unwrap_or(0))
+    // A key that is not there has no version to compare, so one that none ever gets is "only if it is not there".
+    abi::set_shared(key, value, version.unwrap_or(u32::MAX))
 }
 
 /// A metric of Envoy's.

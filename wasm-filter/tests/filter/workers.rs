@@ -90,6 +90,26 @@ fn a_worker_that_is_alone_shares_nothing() {
 }
 
 #[test]
+fn workers_that_begin_at_the_same_moment_all_count() {
+    let envoy = Envoy::new();
+    let [mut first, mut second] = [envoy.worker(), envoy.worker()];
+    let roots = [&mut first, &mut second].map(|vm| vm.plugin(&configuration("inbound", "")));
+    // Between the look and the write of the first, the second has written.
+    first.state().meddler = Some((
+        "proxy_set_shared_data",
+        Box::new(|shared| {
+            assert!(shared.get(b"throughline.workers").is_none(), "the first has looked, and found nothing");
+            assert_eq!(shared.set(b"throughline.workers", &[1], 0), 0);
+        }),
+    ));
+    exchange(&mut first, roots[0], request("GET", "/", &[]), "200");
+    assert!(first.state().meddler.is_none(), "the second was faster");
+    let count = envoy.shared.borrow().get(b"throughline.workers").unwrap().0.clone();
+    assert_eq!(count, [2], "one of two workers was written over");
+    exchange(&mut second, roots[1], request("GET", "/", &[]), "200");
+}
+
+#[test]
 fn nothing_of_one_worker_is_believed_where_the_shared_place_holds_garbage() {
     for garbage in [&b""[..], b"x", &[0; 31], &[0xff; 2048], &[1; 4096]] {
         let [mut first, mut second] = two();
