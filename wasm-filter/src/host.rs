@@ -71,6 +71,8 @@ pub(crate) struct Headers {
     map: Map,
     bytes: Vec<u8>,
     fields: Vec<Field>,
+    /// Whether the host told them; nothing may be concluded from what is missing otherwise.
+    pub(crate) told: bool,
 }
 
 #[derive(Debug)]
@@ -83,8 +85,8 @@ impl Headers {
     /// Empty where the host has none, or says what can't be read.
     pub(crate) fn of(map: Map) -> Self {
         let bytes = abi::map(map as u32).unwrap_or_default();
-        let fields = fields(&bytes).unwrap_or_default();
-        Self { map, bytes, fields }
+        let fields = fields(&bytes);
+        Self { map, bytes, told: fields.is_some(), fields: fields.unwrap_or_default() }
     }
 
     /// A field, pseudo fields such as `:path` included.

@@ -445,6 +445,9 @@ impl HttpContext for Stream {
         if headers.raw(":method") == Some(b"CONNECT") {
             return Action::Continue; // a tunnel is no exchange: what is inside of it may be some
         }
+        if !headers.told {
+            return Action::Continue; // who can't read a context must not write one
+        }
         self.begin(&mut headers);
         if self.exchange.as_ref().is_some_and(Exchange::wants_marks) {
             self.mark(Mark::Connecting);
@@ -500,8 +503,8 @@ impl HttpContext for Stream {
     fn on_http_response_headers(&mut self, _: usize, end: bool) -> Action {
         let mut headers = Headers::of(Map::Response);
         let status = headers.raw(":status").and_then(|status| std::str::from_utf8(status).ok()?.parse().ok());
-        let status: u16 = status.unwrap_or(0);
         self.whole = end;
+        let Some(status) = status else { return Action::Continue };
         if let Some(failure) = self.own_answer(status) {
             self.in_place = Some((status, failure));
             self.judge(|exchange, worker| {

@@ -19,4 +19,6 @@ mod orders;
 #[cfg(test)]
 mod scene;
 #[cfg(test)]
+mod shapes;
+#[cfg(test)]
 mod workers;
