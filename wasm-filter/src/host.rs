@@ -60,9 +60,9 @@ pub(crate) fn log(level: Level, line: &str) {
     abi::log(level as u32, line);
 }
 
-/// Has the root context ticked from here on.
-pub(crate) fn tick_every(period: Duration) {
-    abi::tick_every(u32::try_from(period.as_millis()).unwrap_or(u32::MAX).max(1));
+/// Has the root context ticked from here on, if the host can.
+pub(crate) fn tick_every(period: Duration) -> bool {
+    abi::tick_every(u32::try_from(period.as_millis()).unwrap_or(u32::MAX).max(1))
 }
 
 /// Headers read in one call; what is changed is changed at the host at once.
@@ -102,6 +102,21 @@ impl Headers {
         self.bytes.get(field.value.clone()).unwrap_or_default()
     }
 
+    /// Sets a field, if the host takes it.
+    pub(crate) fn put(&mut self, name: &str, value: &[u8]) -> bool {
+        // What the host does not take must not be believed to be there.
+        if !abi::set_map_value(self.map as u32, name, value) {
+            return false;
+        }
+        self.forget(name);
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(name.as_bytes());
+        let middle = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.fields.push(Field { name: start..middle, value: middle..self.bytes.len() });
+        true
+    }
+
     fn forget(&mut self, name: &str) {
         let bytes = &self.bytes;
         self.fields.retain(|field| bytes.get(field.name.clone()) != Some(name.as_bytes()));
@@ -139,16 +154,7 @@ impl Carrier for Headers {
     }
 
     fn set(&mut self, name: &'static str, value: &[u8]) {
-        // What the host does not take must not be believed to be there.
-        if !abi::set_map_value(self.map as u32, name, value) {
-            return;
-        }
-        self.forget(name);
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(name.as_bytes());
-        let middle = self.bytes.len();
-        self.bytes.extend_from_slice(value);
-        self.fields.push(Field { name: start..middle, value: middle..self.bytes.len() });
+        self.put(name, value);
     }
 
     fn remove(&mut self, name: &'static str) {
@@ -225,18 +231,18 @@ impl Metric {
         abi::define_metric(1, name).map(Self)
     }
 
-    /// Adds to it.
-    pub(crate) fn add(self, by: i64) {
-        abi::add_to_metric(self.0, by);
+    /// Adds to it; says whether that was done.
+    pub(crate) fn add(self, by: i64) -> bool {
+        abi::add_to_metric(self.0, by)
     }
 }
 
 /// Lets a half of a stream that waits go on. `stream` is its context, `own` the one that runs.
-pub(crate) fn go_on(stream: u32, half: Half, own: u32) {
-    if abi::speak_for(stream) {
-        abi::go_on(half as u32);
-    }
+/// Says whether it does.
+pub(crate) fn go_on(stream: u32, half: Half, own: u32) -> bool {
+    let goes_on = abi::speak_for(stream) && abi::go_on(half as u32);
     abi::speak_for(own);
+    goes_on
 }
 
 /// Tells the host that a root context which asked for time has ended.

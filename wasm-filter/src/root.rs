@@ -118,6 +118,15 @@ impl Context for Root {
 impl RootContext for Root {
     fn on_configure(&mut self, bytes: usize) -> bool {
         let configuration = host::bytes(Buffer::Configuration, bytes.min(CONFIGURATION_BYTES_MAX));
+        if configuration.len() != bytes {
+            let max = CONFIGURATION_BYTES_MAX;
+            let line = format!(
+                "throughline: {} of {bytes} bytes of the plugin configuration can be read: want {max} at the most",
+                configuration.len()
+            );
+            host::log(Level::Error, &line);
+            return false;
+        }
         let (found, said) = match settings::read(&configuration, host::environment()) {
             Ok(found) => found,
             Err(mistakes) => {
@@ -155,9 +164,12 @@ impl RootContext for Root {
             due
         };
         for one in due {
-            one.released.set(true);
-            worker.counts.borrow_mut().released += 1;
-            host::go_on(one.stream, Half::Request, self.id);
+            if host::go_on(one.stream, Half::Request, self.id) {
+                one.released.set(true);
+                worker.counts.borrow_mut().released += 1;
+            } else {
+                worker.waiting.borrow_mut().push(one); // the next tick tries again
+            }
         }
         let mut export = worker.export.borrow_mut();
         export.flush(worker, self.id, now, false);

@@ -118,8 +118,7 @@ impl Told {
         let Some((_, metric, told)) = self.metrics.iter_mut().find(|(known, ..)| known == name) else {
             return;
         };
-        if *told != value {
-            metric.add(value.wrapping_sub(*told).cast_signed());
+        if *told != value && metric.add(value.wrapping_sub(*told).cast_signed()) {
             *told = value;
         }
     }

@@ -249,12 +249,13 @@ impl Stream {
         let body = host::bytes(Buffer::Request, bytes);
         let mut headers = Headers::of(Map::Request);
         let tracer = &self.worker.tracer;
+        if !headers.told || body.len() != bytes {
+            return tracer.count_untouched("not_told");
+        }
         let edited =
             host::with_ids(|ids| tracer.request_body(exchange, &body, &mut headers, host::now(), ids));
-        if let Some(edited) = edited
-            && host::replace(Buffer::Request, bytes, &edited)
-        {
-            set_length(&mut headers, edited.len());
+        if edited.is_some_and(|edited| !put_body(Buffer::Request, bytes, &edited, &mut headers)) {
+            tracer.count_untouched("not_taken");
         }
         if exchange.direction() == Direction::Inbound {
             self.worker.crossing.announce(exchange);
@@ -350,19 +351,25 @@ impl Stream {
             self.untouched("over_limit");
         } else if end {
             let body = host::bytes(Buffer::Response, bytes);
-            let Some(exchange) = &mut self.exchange else { return Action::Continue };
-            let tracer = &self.worker.tracer;
-            let edited = host::with_ids(|ids| tracer.response_body(exchange, &body, host::now(), ids));
-            if let Some(edited) = edited
-                && host::replace(Buffer::Response, bytes, &edited)
-            {
-                set_length(&mut Headers::of(Map::Response), edited.len());
-            }
+            self.edit_response(&body, bytes);
         } else {
             return Action::Pause;
         }
         self.stop_holding_response();
         Action::Continue
+    }
+
+    fn edit_response(&mut self, body: &[u8], bytes: usize) {
+        let Some(exchange) = &mut self.exchange else { return };
+        let mut headers = Headers::of(Map::Response);
+        let tracer = &self.worker.tracer;
+        if !headers.told || body.len() != bytes {
+            return tracer.count_untouched("not_told");
+        }
+        let edited = host::with_ids(|ids| tracer.response_body(exchange, body, host::now(), ids));
+        if edited.is_some_and(|edited| !put_body(Buffer::Response, bytes, &edited, &mut headers)) {
+            tracer.count_untouched("not_taken");
+        }
     }
 
     fn stop_holding_response(&mut self) {
@@ -377,6 +384,14 @@ impl Stream {
         };
         let Worker { tracer, batch, .. } = &*self.worker;
         let chunk = host::bytes(Buffer::Response, bytes);
+        let kept = frames.rest().to_vec();
+        if chunk.len() != bytes {
+            // What can't be read goes on as it is, behind what was kept of it.
+            tracer.count_untouched("not_told");
+            host::replace(Buffer::Response, 0, &kept);
+            self.response = Response::Passing;
+            return;
+        }
         let mut out = reframe(frames, &chunk, |flag, message| {
             if flag != 0 {
                 tracer.count_untouched("compressed");
@@ -388,8 +403,11 @@ impl Stream {
         if end {
             out.extend_from_slice(frames.rest());
         }
-        if out != chunk {
-            host::replace(Buffer::Response, bytes, &out);
+        if out != chunk && !host::replace(Buffer::Response, bytes, &out) {
+            // The chunk goes on as it is, so nothing of it may come again.
+            tracer.count_untouched("not_taken");
+            host::replace(Buffer::Response, 0, &kept);
+            self.response = Response::Passing;
         }
     }
 
@@ -492,9 +510,12 @@ impl HttpContext for Stream {
 
     fn on_http_request_trailers(&mut self, _: usize) -> Action {
         self.mark(Mark::RequestSent);
-        if let Request::Held { bytes, .. } = &self.request {
-            let bytes = *bytes;
-            return self.held_request(bytes, true);
+        if let Request::Held { bytes, released, .. } = &self.request {
+            if !released.get() {
+                let bytes = *bytes;
+                return self.held_request(bytes, true);
+            }
+            self.untouched("slow");
         }
         self.stop_holding_request();
         Action::Continue
@@ -583,11 +604,19 @@ fn is_own(exchange: &Exchange, headers: &Headers) -> bool {
         && value.get(36..52) == Some(span_id.digits().as_slice())
 }
 
-/// The length of an edited body, where the head tells one: a stale one would be request smuggling.
-fn set_length(headers: &mut Headers, bytes: usize) {
-    if headers.get("content-length").is_some() {
-        headers.set("content-length", bytes.to_string().as_bytes());
+/// Puts an edited body in the place of the one that is held. The length that the head tells goes first: a stale
+/// one would be request smuggling, so what can't have both is left as it is.
+fn put_body(buffer: Buffer, bytes: usize, edited: &[u8], headers: &mut Headers) -> bool {
+    const LENGTH: &str = "content-length";
+    let told = headers.get(LENGTH).map(<[u8]>::to_vec);
+    if told.is_some() && !headers.put(LENGTH, edited.len().to_string().as_bytes()) {
+        return false;
     }
+    let put = host::replace(buffer, bytes, edited);
+    if let Some(told) = told.filter(|_| !put) {
+        headers.put(LENGTH, &told);
+    }
+    put
 }
 
 /// `127.0.0.1:1234` or `[::1]:1234`.

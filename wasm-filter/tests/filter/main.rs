@@ -9,6 +9,8 @@ mod configuration;
 #[cfg(test)]
 mod exchanges;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod messages;
