@@ -53,6 +53,8 @@ pub(crate) struct Stream {
     in_place: Option<(u16, Failure)>,
     /// Whether the answer came to its end.
     whole: bool,
+    /// Whether the protocol was switched: from there on every end is a good one.
+    switched: bool,
 }
 
 /// What is done with the request's body.
@@ -100,6 +102,7 @@ impl Stream {
             connecting_mono_nanos: 0,
             in_place: None,
             whole: false,
+            switched: false,
         }
     }
 
@@ -315,9 +318,10 @@ impl Stream {
     }
 
     /// Envoy's own answer, where it stands in the place of the upstream's.
-    fn own_answer(&self, status: u16) -> Option<Failure> {
-        if status < 400 {
-            return None; // Envoy's own answers to a failed upstream are errors
+    fn own_answer(&self, status: u16, headers: &Headers) -> Option<Failure> {
+        // Envoy's own answers to a failed upstream are errors; to gRPC it says so in a head of status 200.
+        if status < 400 && headers.get("grpc-status").is_none() {
+            return None;
         }
         outcome::failure(host::number("response\0flags").unwrap_or(0), details)
     }
@@ -392,6 +396,7 @@ impl Stream {
             self.response = Response::Passing;
             return;
         }
+        let over_before = frames.messages_over_bound();
         let mut out = reframe(frames, &chunk, |flag, message| {
             if flag != 0 {
                 tracer.count_untouched("compressed");
@@ -400,6 +405,9 @@ impl Stream {
             let sink = &mut *batch.borrow_mut();
             host::with_ids(|ids| tracer.streamed(exchange, message, host::now(), ids, sink))
         });
+        if frames.messages_over_bound() > over_before {
+            tracer.count_untouched("over_limit");
+        }
         if end {
             out.extend_from_slice(frames.rest());
         }
@@ -420,7 +428,7 @@ impl Stream {
         if exchange.direction() == Direction::Inbound {
             crossing.withdraw(&exchange);
         }
-        if exchange.wants_marks() {
+        if exchange.wants_marks() && outcome::connected(host::number("response\0flags").unwrap_or(0)) {
             mark_connection(&mut exchange, self.connecting_mono_nanos);
         }
         if self.own_context
@@ -433,7 +441,9 @@ impl Stream {
             Some((status, failure)) => {
                 Ending { flags: 0, failure: Some(failure), answered: Some(status), whole: true }
             }
-            None if self.whole => Ending { flags: 0, failure: None, answered: None, whole: true },
+            None if self.whole || self.switched => {
+                Ending { flags: 0, failure: None, answered: None, whole: true }
+            }
             None => {
                 let flags = host::number("response\0flags").unwrap_or(0);
                 Ending { flags, failure: outcome::failure(flags, details), answered: None, whole: false }
@@ -471,11 +481,7 @@ impl HttpContext for Stream {
             self.mark(Mark::Connecting);
             self.connecting_mono_nanos = host::now().mono_nanos;
         }
-        if end {
-            self.mark(Mark::RequestSent);
-            return Action::Continue;
-        }
-        self.plan_request(&headers)
+        if end { Action::Continue } else { self.plan_request(&headers) }
     }
 
     fn on_http_request_body(&mut self, bytes: usize, end: bool) -> Action {
@@ -526,7 +532,8 @@ impl HttpContext for Stream {
         let status = headers.raw(":status").and_then(|status| std::str::from_utf8(status).ok()?.parse().ok());
         self.whole = end;
         let Some(status) = status else { return Action::Continue };
-        if let Some(failure) = self.own_answer(status) {
+        self.switched = status == 101;
+        if let Some(failure) = self.own_answer(status, &headers) {
             self.in_place = Some((status, failure));
             self.judge(|exchange, worker| {
                 exchange.answer_instead(&worker.tracer, failure, status, &mut headers);
