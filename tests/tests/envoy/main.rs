@@ -3,6 +3,7 @@
 //! `scripts/parity`.
 
 mod collectors;
+mod control;
 mod hostile;
 mod redirected;
 mod refused;
