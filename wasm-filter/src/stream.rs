@@ -255,6 +255,9 @@ impl Stream {
         if !headers.told || body.len() != bytes {
             return tracer.count_untouched("not_told");
         }
+        if exchange.direction() == Direction::Inbound {
+            self.worker.crossing.withdraw(exchange); // a message may give it other ids
+        }
         let edited =
             host::with_ids(|ids| tracer.request_body(exchange, &body, &mut headers, host::now(), ids));
         if edited.is_some_and(|edited| !put_body(Buffer::Request, bytes, &edited, &mut headers)) {
@@ -436,6 +439,7 @@ impl Stream {
             && exchange.adopt(&wire)
         {
             counts.borrow_mut().overwritten += 1;
+            tracer.told_overwritten();
         }
         let ending = match self.in_place {
             Some((status, failure)) => {
