@@ -326,7 +326,9 @@ impl Stream {
         if status < 400 && headers.get("grpc-status").is_none() {
             return None;
         }
-        outcome::failure(host::number("response\0flags").unwrap_or(0), details)
+        let flags = host::number("response\0flags").unwrap_or(0);
+        // The upstream's own error after tries in vain has a flag too, and is an answer like any other.
+        outcome::failure(flags, details).filter(|_| details() != "via_upstream")
     }
 
     fn plan_response(&mut self, status: u16, headers: &Headers) -> Action {
