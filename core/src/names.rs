@@ -21,6 +21,8 @@ pub mod header {
     pub const TRACERESPONSE: &str = "traceresponse";
     /// Status of a gRPC call, in the trailers or in the head of a trailers-only answer.
     pub const GRPC_STATUS: &str = "grpc-status";
+    /// OpenCensus' context in gRPC, which we neither read nor write.
+    pub const GRPC_TRACE: &str = "grpc-trace-bin";
 }
 
 macro_rules! keys {

@@ -73,6 +73,9 @@ fn answer(
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }
+        (&Method::POST, "/drain") if crate::control::by_browser(request.headers()) => {
+            text(StatusCode::FORBIDDEN, "want a caller that is no web page\n")
+        }
         (&Method::POST, "/drain") if caller.ip().to_canonical().is_loopback() => {
             crate::log::info("asked to drain", &[("caller", &caller)]);
             drain.notify_one();

@@ -37,18 +37,27 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Bounds the changes by calls.
 #[derive(Debug)]
-pub(crate) struct Calls(Mutex<Bucket>);
+pub(crate) struct Calls {
+    changes: Mutex<Bucket>,
+    /// Tokens that were shown: whoever guesses must not keep those waiting who know.
+    tokens: Mutex<Bucket>,
+}
 
 impl Default for Calls {
     fn default() -> Self {
-        Self(Mutex::new(Bucket::new(CALLS_PER_SECOND, CALLS_AT_ONCE)))
+        let bucket = || Mutex::new(Bucket::new(CALLS_PER_SECOND, CALLS_AT_ONCE));
+        Self { changes: bucket(), tokens: bucket() }
     }
 }
 
 impl Calls {
     fn take(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take(1, now())
+        take(&self.changes)
     }
+}
+
+fn take(bucket: &Mutex<Bucket>) -> bool {
+    bucket.lock().unwrap_or_else(PoisonError::into_inner).take(1, now())
 }
 
 /// A call under `/api/tracing/`.
@@ -170,6 +179,8 @@ enum NotAllowed {
     Elsewhere,
     /// The token is missing or wrong.
     Token,
+    /// So many tokens were shown that somebody seems to guess.
+    TooOften,
 }
 
 impl NotAllowed {
@@ -180,6 +191,7 @@ impl NotAllowed {
             Self::Elsewhere => {
                 (StatusCode::FORBIDDEN, "want a caller on the same host, or THROUGHLINE_ADMIN_TOKEN_FILE set")
             }
+            Self::TooOften => (StatusCode::TOO_MANY_REQUESTS, "want fewer tokens: come back in a second"),
             Self::Token => {
                 (StatusCode::UNAUTHORIZED, "want the bearer token of THROUGHLINE_ADMIN_TOKEN_FILE")
             }
@@ -198,9 +210,17 @@ impl NotAllowed {
     }
 }
 
+/// The scheme of a token, and the blank behind it.
+const BEARER: &[u8] = b"Bearer ";
+
+/// Whether a page in a browser asks: its user did not mean it.
+pub(crate) fn by_browser(headers: &HeaderMap) -> bool {
+    headers.contains_key(ORIGIN) || headers.contains_key(HeaderName::from_static("sec-fetch-site"))
+}
+
 /// Who calls: somebody on the same host, or the holder of the token. A token that is shown must be right.
 fn identify(sidecar: &Sidecar, headers: &HeaderMap, caller: SocketAddr) -> Result<&'static str, NotAllowed> {
-    if headers.contains_key(ORIGIN) || headers.contains_key(HeaderName::from_static("sec-fetch-site")) {
+    if by_browser(headers) {
         return Err(NotAllowed::Browser);
     }
     let loopback = caller.ip().to_canonical().is_loopback();
@@ -209,14 +229,20 @@ fn identify(sidecar: &Sidecar, headers: &HeaderMap, caller: SocketAddr) -> Resul
         (None, true, _) => Ok("loopback"),
         (_, false, "") => Err(NotAllowed::Elsewhere),
         (Some(_), true, "") => Ok("loopback"),
-        (shown, _, file) => {
-            let shown = shown.and_then(|shown| shown.strip_prefix(b"Bearer ")).map(<[u8]>::trim_ascii);
+        (None, false, _) => Err(NotAllowed::Token),
+        (Some(shown), _, file) => {
+            if !take(&sidecar.control_calls.tokens) {
+                return Err(NotAllowed::TooOften);
+            }
+            let (scheme, shown) = shown.split_at_checked(BEARER.len()).unwrap_or_default();
             // Read each time: a token is changed by changing its file.
             let known = read_file(file, TOKEN_BYTES_MAX).unwrap_or_default();
-            let known = known.trim_ascii();
-            match shown {
-                Some(shown) if !known.is_empty() && same(shown, known) => Ok("token"),
-                Some(_) | None => Err(NotAllowed::Token),
+            let (shown, known) = (shown.trim_ascii(), known.trim_ascii());
+            let is_bearer = scheme.eq_ignore_ascii_case(BEARER); // RFC 9110 §11.1
+            if is_bearer && !known.is_empty() && same(shown, known) {
+                Ok("token")
+            } else {
+                Err(NotAllowed::Token)
             }
         }
     }

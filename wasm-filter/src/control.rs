@@ -24,8 +24,8 @@ pub(crate) struct Control {
     document: Vec<u8>,
     /// When shared data was looked at last.
     looked_mono_nanos: Option<u64>,
-    /// Whether trouble was told of, so that it is told once.
-    troubled: bool,
+    /// The trouble that was told of last, so that it is told once.
+    trouble: String,
 }
 
 impl Control {
@@ -98,6 +98,8 @@ impl Control {
     fn take_over(&mut self, worker: &Worker, document: Vec<u8>, now: Now) {
         let told = match Value::json(&document) {
             Err(want) => Err(format!("want {want}")),
+            // An empty file is an operator's word, an endpoint that says nothing is not.
+            Ok(Value::Null) => Err("want a document".to_owned()),
             Ok(value) => worker
                 .tracer
                 .control(&value, now)
@@ -106,7 +108,7 @@ impl Control {
         self.document = document;
         match told {
             Ok(changed) => {
-                self.troubled = false;
+                self.trouble.clear();
                 if changed {
                     worker.work(Work::Control, now, None, "the control endpoint's document changed");
                 }
@@ -119,7 +121,8 @@ impl Control {
     }
 
     fn trouble(&mut self, what: &str) {
-        if !std::mem::replace(&mut self.troubled, true) {
+        if self.trouble != what {
+            what.clone_into(&mut self.trouble);
             host::log(Level::Warn, &format!("throughline: {what}"));
         }
     }

@@ -174,7 +174,11 @@ impl Stream {
         let before = self.lent.as_ref().is_some_and(|lent| tracer.keeps(lent));
         judge(exchange, &self.worker);
         if let Some(lent) = self.lent.as_ref().filter(|lent| !before && tracer.keeps(lent)) {
+            // The other worker takes its announcement back before it listens: one of the two sees the other.
             crossing.tell_kept(lent);
+            if crossing.is_over(lent) {
+                exchange.forget_parent();
+            }
         }
     }
 
@@ -194,6 +198,9 @@ impl Stream {
 
     /// What is done with the request's body, and whether its head waits for it.
     fn plan_request(&mut self, headers: &Headers) -> Action {
+        if headers.get("upgrade").is_some() {
+            return Action::Continue; // what follows is no body of this request
+        }
         let unfit = unfit(headers, self.limit());
         match self.wanted {
             Wanted::Nothing | Wanted::Response => Action::Continue,
@@ -430,12 +437,12 @@ impl Stream {
     fn end(&mut self) {
         self.stop_holding_request();
         self.stop_holding_response();
+        if let Some(exchange) = self.exchange.as_ref().filter(|one| one.direction() == Direction::Inbound) {
+            self.worker.crossing.withdraw(exchange);
+        }
         self.judge(|_, _| {});
         let Some(mut exchange) = self.exchange.take() else { return };
         let Worker { tracer, batch, crossing, counts, .. } = &*self.worker;
-        if exchange.direction() == Direction::Inbound {
-            crossing.withdraw(&exchange);
-        }
         if exchange.wants_marks() && outcome::connected(host::number("response\0flags").unwrap_or(0)) {
             mark_connection(&mut exchange, self.connecting_mono_nanos);
         }

@@ -466,6 +466,17 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_about_much_has_a_name_that_can_be_said_again() {
+        let mut control = control();
+        let long = format!(r#"{{"route":"/{}","operation":"{}"}}"#, "r".repeat(120), "o".repeat(100));
+        let name = control.enable(&value(&long), NOW).unwrap().rule.name;
+        assert_eq!(name.len(), 128);
+        let status = control.json(NOW, "{}");
+        assert_eq!(self::control().apply(&value(&status), NOW), Ok(true), "{status}");
+        assert_eq!(control.disable(&value(&format!(r#"{{"source_id":"{name}"}}"#)), NOW), Ok(1));
+    }
+
+    #[test]
     fn calls_stand_over_the_document_and_its_rules_too() {
         let mut control = control();
         let rule = |name: &str, rate: &str| {

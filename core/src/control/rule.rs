@@ -104,6 +104,20 @@ impl Rule {
     }
 }
 
+/// A derived name as one that may be said again: a long one ends in a number made of all of it.
+fn shortened(name: String) -> String {
+    const NUMBER_BYTES: usize = 17;
+    if name.len() <= RULE_NAME_BYTES_MAX {
+        return name;
+    }
+    // FNV-1a: the same wherever and whenever the name is derived.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let kept: String = name.chars().take(RULE_NAME_BYTES_MAX - NUMBER_BYTES).collect();
+    format!("{kept}~{hash:016x}")
+}
+
 /// What a rule is about, and what it is called.
 pub(super) struct Choice {
     pub(super) name: String,
@@ -136,7 +150,7 @@ impl Choice {
             }
             derived
         };
-        let name = name.unwrap_or_else(derived);
+        let name = name.unwrap_or_else(|| shortened(derived()));
         if name.is_empty() {
             reader.mistake(path, "", "", "an operation, a route, a service or a header, or a source_id");
             return None;

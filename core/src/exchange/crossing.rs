@@ -63,6 +63,13 @@ impl Exchange {
         Some((trace.span_id, told))
     }
 
+    /// The inbound exchange that was its parent is over and could not be told: then it is no parent.
+    pub fn forget_parent(&mut self) {
+        if let Tracing::On(trace) = &mut self.tracing {
+            (trace.parent, trace.doubt) = (None, None);
+        }
+    }
+
     /// Whether it matters to this exchange that a call of its application's on another worker was kept.
     #[must_use]
     pub fn asks_whether_kept(&self) -> bool {

@@ -39,7 +39,7 @@ impl Edge {
 }
 
 /// Headers that carry a context, in whatever format.
-const CONTEXT: [&str; 10] = [
+const CONTEXT: [&str; 11] = [
     traceparent::HEADER,
     tracestate::HEADER,
     b3::SINGLE,
@@ -50,6 +50,7 @@ const CONTEXT: [&str; 10] = [
     b3::FLAGS,
     jaeger::HEADER,
     header::TRACE_ID,
+    header::GRPC_TRACE,
 ];
 
 /// Takes a stranger's context out of a request. Ours is written afterwards.
@@ -57,14 +58,14 @@ pub(super) fn strip_request(carrier: &mut impl Carrier) {
     strip(carrier, &CONTEXT);
 }
 
-/// Takes out of an answer what an application says of the trace.
+/// Takes out of an answer, or its trailers, what an application says of the trace.
 pub(super) fn strip_answer(carrier: &mut impl Carrier) {
     strip(carrier, &CONTEXT);
     strip(carrier, &[header::TRACERESPONSE, header::OPERATION, baggage::HEADER]);
     strip_timings(carrier);
 }
 
-fn strip(carrier: &mut impl Carrier, names: &[&'static str]) {
+pub(super) fn strip(carrier: &mut impl Carrier, names: &[&'static str]) {
     for name in names {
         if carrier.get(name).is_some() {
             carrier.remove(name);
@@ -116,11 +117,14 @@ pub(super) fn link_to(context: Option<Context>, out: &mut Vec<u8>) {
     }
 }
 
-/// Takes an operation that is not believed out of the baggage; says whether the list has changed.
+/// Takes an operation that is not believed out of the baggage; says whether the list has changed. Of several, whose
+/// readers may take any, only the believed one is left where all say the same.
 pub(super) fn strip_baggage(list: &mut Vec<u8>, believed: Option<&Operation>) -> bool {
     let said = baggage::find(list, attribute::OPERATION).map(|said| said.into_owned());
+    let several =
+        baggage::members(list).filter(|(name, _)| *name == attribute::OPERATION.as_bytes()).count() > 1;
     match said {
-        Some(said) if believed.is_none_or(|believed| believed.as_str() != said) => {
+        Some(said) if several || believed.is_none_or(|believed| believed.as_str() != said) => {
             baggage::remove(list, attribute::OPERATION)
         }
         Some(_) | None => false,

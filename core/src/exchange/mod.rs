@@ -196,6 +196,9 @@ impl Exchange {
     ) {
         if matches!(self.tracing, Tracing::On(_)) {
             self.keep_so_far(tracer, Outcome::Failed { failure, answered: Some(status) }, carrier);
+            if self.told {
+                carrier.set(header::PEER, &tracer.config.peer_header); // or it would not be believed
+            }
         }
     }
 
@@ -204,6 +207,10 @@ impl Exchange {
     pub fn answer_trailers(&mut self, tracer: &Tracer, carrier: &mut impl Carrier) {
         self.trailers(carrier);
         if matches!(self.tracing, Tracing::On(_)) {
+            if self.direction == Direction::Inbound && tracer.config.trust != Trust::Mesh {
+                edge::strip_answer(carrier);
+                edge::strip(carrier, &[header::PEER]);
+            }
             // HTTP/1.1 announces the fields of its trailers in the head, which is gone.
             let late = self.http2 || self.direction == Direction::Outbound;
             if late {
@@ -220,7 +227,8 @@ impl Exchange {
             carrier.remove(header::KEEP); // an application has no say in it, nor any use for it
         }
         if self.kept.is_none() {
-            let said = said && self.direction == Direction::Outbound && self.inside;
+            // Only a sidecar, which names itself, has something to say about it.
+            let said = said && self.direction == Direction::Outbound && self.inside && self.peer.is_some();
             self.kept = tracer.keep_now(self, said, outcome);
         }
         // What an operator asked for is worth the whole way to it, as what is kept is.

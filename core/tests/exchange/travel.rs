@@ -100,13 +100,18 @@ fn only_a_sidecar_is_told_and_only_of_what_is_kept() {
 
 #[test]
 fn those_outside_have_no_say_in_what_is_kept() {
-    for (host, expected) in [(INSIDE, 1), (OUTSIDE, 0)] {
+    // Nor has an ordinary server inside, which does not name itself.
+    for (host, named, expected) in
+        [(INSIDE, true, 1), (INSIDE, false, 0), (OUTSIDE, true, 0), (OUTSIDE, false, 0)]
+    {
         let mut world = unsampled(|_| {});
         let (mut exchange, _) = world.outbound(host, &[]);
-        let gets = world.answer(&mut exchange, 200, &[("throughline-keep", "error")]);
+        let mut says = vec![("throughline-keep", "error")];
+        says.extend(named.then_some(WEB));
+        let gets = world.answer(&mut exchange, 200, &says);
         assert_eq!(value(&gets, "throughline-keep"), "-");
         world.end(exchange, COMPLETE);
-        assert_eq!(world.spans().len(), expected, "{host}");
+        assert_eq!(world.spans().len(), expected, "{host} {named}");
     }
 }
 
@@ -130,7 +135,7 @@ fn a_parent_is_named_only_if_its_sidecar_was_told() {
     let (mut exchange, _) = world.inbound(&sent);
     let mut answer = Headers::new();
     exchange.answer_instead(&world.tracer, Failure::ConnectionRefused, 502, &mut answer);
-    assert_eq!(written(&answer), [("throughline-keep", "error")]);
+    assert_eq!(written(&answer), [("throughline-keep", "error"), ("throughline-peer", OWN)]);
     world.end(exchange, Outcome::Failed { failure: Failure::ConnectionRefused, answered: Some(502) });
     assert_eq!(parent_of(&world.spans().pop().unwrap()), CALLER);
 }
@@ -151,7 +156,7 @@ fn what_only_trailers_say_is_told_in_the_trailers_where_they_can_hold_it() {
     // The caller's side takes it out again.
     let mut world = unsampled(|_| {});
     let (mut exchange, _) = world.outbound(INSIDE, &[]);
-    world.answer(&mut exchange, 200, &[]);
+    world.answer(&mut exchange, 200, &[WEB]);
     let mut trailers = headers(&[("grpc-status", "0"), ("throughline-keep", "slow")]);
     exchange.answer_trailers(&world.tracer, &mut trailers);
     assert_eq!(written(&trailers), [("grpc-status", "0")]);

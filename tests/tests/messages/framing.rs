@@ -28,7 +28,10 @@ async fn an_edited_body_has_the_length_that_its_head_says() {
                 let ask = ask.body(if known { whole(body.clone()) } else { chunked(body.clone().into()) });
                 let answer = ask.send().await;
                 assert_eq!((answer.status, answer.broken), (200, None), "{row}");
-                assert!(answer.body.len() > body.len() + 60, "it was edited: {row}: {:?}", answer.body);
+                // A filter can't hold what may be more than Envoy buffers, and any upload may be a push.
+                let held = known || *url != push || Host::asked() == Host::Sidecar;
+                let longer = answer.body.len() > body.len() + 60;
+                assert_eq!(longer, held, "whether it was edited: {row}: {:?}", answer.body);
                 let side = if *url == publish { &broker } else { orders.app() };
                 let seen = side.seen().pop().expect("a request");
                 let (length, told) = (answer.body.len().to_string(), seen.header("content-length"));
