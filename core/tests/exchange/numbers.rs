@@ -29,17 +29,15 @@ fn every_exchange_counts_whatever_is_sampled() {
             complete(&mut world, exchange, 404);
         }
         world.spans();
-        let mut text = String::new();
-        world.tracer.prometheus(&mut text);
-        counts.push(text);
+        counts.push(world.page(false));
         assert_eq!(world.counts().len(), 5);
     }
     assert_eq!((&counts[0], &counts[0]), (&counts[1], &counts[2]));
     let peer = "throughline_peer_service=\"web\",throughline_peer_namespace=\"shop\"";
     for expected in [
-        format!("http_server_request_duration_seconds_count{{http_request_method=\"GET\",http_route=\"/items/{{id}}\",app_operation_name=\"checkout\",{peer},error_type=\"503\",http_response_status_code=\"503\"}} 50\n"),
-        format!("http_server_request_duration_seconds_count{{http_request_method=\"GET\",http_route=\"/items/{{id}}\",app_operation_name=\"browse\",{peer},http_response_status_code=\"200\"}} 700\n"),
-        "http_client_request_duration_seconds_count{http_request_method=\"GET\",server_address=\"stock\",error_type=\"404\",http_response_status_code=\"404\"} 1000\n".to_owned(),
+        format!("http_server_request_duration_seconds_count{{http_request_method=\"GET\",http_route=\"/items/{{id}}\",url_scheme=\"http\",app_operation_name=\"checkout\",{peer},error_type=\"503\",http_response_status_code=\"503\"}} 50\n"),
+        format!("http_server_request_duration_seconds_count{{http_request_method=\"GET\",http_route=\"/items/{{id}}\",url_scheme=\"http\",app_operation_name=\"browse\",{peer},http_response_status_code=\"200\"}} 700\n"),
+        "http_client_request_duration_seconds_count{http_request_method=\"GET\",server_address=\"stock\",server_port=\"80\",error_type=\"404\",http_response_status_code=\"404\"} 1000\n".to_owned(),
     ] {
         assert!(counts[0].contains(&expected), "{expected} in\n{}", counts[0]);
     }
