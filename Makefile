@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The scripts look for what was built beside the source, whatever the user's own setting.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help demo demo-sidecar demo-envoy test quick wasm bench bench-core budgets fmt reference clean
+.PHONY: help demo demo-sidecar demo-envoy test quick wasm parity bench bench-core budgets fmt reference clean
 
 help: ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -41,6 +41,12 @@ quick: ## lints and unit tests only, for the minutes between two edits
 wasm: ## the filter for Envoy: target/wasm/throughline.wasm
 	@scripts/setup wasm
 	@scripts/wasm
+
+parity: ## the scenarios against real Envoy with the filter, and both hosts' spans against each other
+	@scripts/setup test
+	@scripts/wasm
+	@cargo build -q --profile quick -p throughline-proxy
+	@scripts/parity
 
 bench: ## the sidecar and the filter beside their peers on this machine: docs/bench.md and its plots
 	@scripts/setup bench

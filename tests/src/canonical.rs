@@ -12,8 +12,13 @@ use crate::span::Span;
 /// One span, flat: `span.name`, `span.parent` and so on, `resource.…`, and the attributes by their own keys.
 pub type Canonical = BTreeMap<String, Value>;
 
-/// Attributes whose value is a number that somebody drew.
-const DRAWN: &[&str] = &["messaging.message.id", "messaging.gcp_pubsub.message.ack_id"];
+/// Attributes whose value somebody drew, or a clock gave.
+const DRAWN: &[&str] = &[
+    "messaging.message.id",
+    "messaging.gcp_pubsub.message.ack_id",
+    "service.instance.id",
+    "throughline.message.age_ms",
+];
 
 /// The deepest tree that is told apart.
 const DEPTH_MAX: usize = 32;

@@ -26,13 +26,21 @@ struct Allowed {
     envoy: Option<String>,
 }
 
+/// Spans, by their name, that one host alone makes.
+#[derive(Debug)]
+struct Extra {
+    name: String,
+    host: Host,
+}
+
 /// The list of differences.
 #[derive(Debug)]
 pub struct Differences {
     only: Vec<Only>,
+    extra: Vec<Extra>,
     values: Vec<Allowed>,
-    /// Scenarios whose spans depend on chance on either host.
-    chance: Vec<String>,
+    /// Scenarios that run on both hosts, and whose spans are not compared.
+    uncompared: Vec<String>,
 }
 
 impl Differences {
@@ -45,15 +53,15 @@ impl Differences {
             let list = table.get(name).and_then(toml::Value::as_array).cloned().unwrap_or_default();
             list.into_iter().map(Row).collect::<Vec<_>>()
         };
-        let mut differences = Differences { only: Vec::new(), values: Vec::new(), chance: Vec::new() };
+        let mut differences =
+            Differences { only: Vec::new(), extra: Vec::new(), values: Vec::new(), uncompared: Vec::new() };
         for row in rows("only") {
             row.reasoned()?;
-            let host = match row.must("host")?.as_str() {
-                "sidecar" => Host::Sidecar,
-                "envoy" => Host::Envoy,
-                other => return Err(format!("host = {other:?}: want sidecar or envoy")),
-            };
-            differences.only.push(Only { scenario: row.must("scenario")?, host });
+            differences.only.push(Only { scenario: row.must("scenario")?, host: row.host()? });
+        }
+        for row in rows("span") {
+            row.reasoned()?;
+            differences.extra.push(Extra { name: row.must("name")?, host: row.host()? });
         }
         for row in rows("value") {
             row.reasoned()?;
@@ -61,9 +69,9 @@ impl Differences {
             let (sidecar, envoy) = (row.text("sidecar"), row.text("envoy"));
             differences.values.push(Allowed { key: row.must("key")?, scenario, sidecar, envoy });
         }
-        for row in rows("chance") {
+        for row in rows("uncompared") {
             row.reasoned()?;
-            differences.chance.push(row.must("scenario")?);
+            differences.uncompared.push(row.must("scenario")?);
         }
         Ok(differences)
     }
@@ -72,7 +80,7 @@ impl Differences {
     /// which is what `cargo nextest list --message-format json` says.
     pub fn filter(&self, host: Host, list: &Value) -> Result<String, String> {
         let scenarios = scenarios(list);
-        let named = self.only.iter().map(|row| &row.scenario).chain(&self.chance);
+        let named = self.only.iter().map(|row| &row.scenario).chain(&self.uncompared);
         let stale: Vec<_> = named.filter(|row| !scenarios.iter().any(|name| matches(row, name))).collect();
         if !stale.is_empty() {
             return Err(format!("rows of tests/differences.toml that name no scenario: {stale:?}"));
@@ -90,11 +98,14 @@ impl Differences {
         let names: BTreeSet<_> = sidecar.keys().chain(envoy.keys()).collect();
         for name in names {
             let one_host = self.only.iter().any(|row| matches(&row.scenario, name));
-            if one_host || self.chance.iter().any(|row| matches(row, name)) {
+            if one_host || self.uncompared.iter().any(|row| matches(row, name)) {
                 continue;
             }
             let mut of = |host: Host, all: &BTreeMap<String, Vec<Canonical>>| {
-                let list = all.get(name).cloned().unwrap_or_default();
+                let mut list = all.get(name).cloned().unwrap_or_default();
+                list.retain(|span| {
+                    !self.extra.iter().any(|row| row.host == host && span["span.name"] == row.name.as_str())
+                });
                 list.into_iter().map(|span| self.forgiving(host, name, span, &mut used)).collect::<Vec<_>>()
             };
             let (left, right) = (of(Host::Sidecar, &sidecar), of(Host::Envoy, &envoy));
@@ -147,6 +158,14 @@ struct Row(toml::Value);
 impl Row {
     fn text(&self, key: &str) -> Option<String> {
         self.0.get(key).and_then(toml::Value::as_str).map(str::to_owned)
+    }
+
+    fn host(&self) -> Result<Host, String> {
+        match self.must("host")?.as_str() {
+            "sidecar" => Ok(Host::Sidecar),
+            "envoy" => Ok(Host::Envoy),
+            other => Err(format!("tests/differences.toml: host = {other:?}: want sidecar or envoy")),
+        }
     }
 
     fn must(&self, key: &str) -> Result<String, String> {

@@ -38,6 +38,14 @@ impl Host {
         }
     }
 
+    /// What is expected where the hosts differ, which `tests/differences.toml` or the scenario gives a reason for.
+    pub fn choose<T>(self, sidecar: T, envoy: T) -> T {
+        match self {
+            Host::Sidecar => sidecar,
+            Host::Envoy => envoy,
+        }
+    }
+
     /// As files and rows name it.
     pub fn name(self) -> &'static str {
         match self {

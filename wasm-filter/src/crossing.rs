@@ -26,7 +26,13 @@ fn kept_place(trace_id: TraceId) -> String {
 pub(crate) struct Crossing {
     joined: std::cell::Cell<bool>,
     alone: std::cell::Cell<bool>,
+    /// How often it was looked since this worker joined.
+    looks: std::cell::Cell<u32>,
 }
+
+/// Looks until a worker without others takes itself for the only one. The application's first calls may go out on a
+/// worker that has not served anything yet.
+const LOOKS_BEFORE_ALONE: u32 = 40;
 
 /// How often a worker tries to add itself while others do the same.
 const TRIES: usize = 100;
@@ -47,13 +53,17 @@ impl Crossing {
                 break;
             }
         }
-        self.look();
     }
 
-    /// Looks whether others came since.
+    /// Looks whether others came since. Called with each tick.
     pub(crate) fn look(&self) {
+        if !self.joined.get() || (!self.alone.get() && self.looks.get() > LOOKS_BEFORE_ALONE) {
+            return; // nobody leaves again
+        }
+        self.looks.set(self.looks.get().saturating_add(1));
         let workers = host::shared(WORKERS).and_then(|(count, _)| count.first().copied());
-        self.alone.set(workers.is_none_or(|count| count <= 1));
+        let only = workers.is_none_or(|count| count <= 1);
+        self.alone.set(only && self.looks.get() >= LOOKS_BEFORE_ALONE);
     }
 
     /// Tells the others of an inbound exchange.

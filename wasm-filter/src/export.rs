@@ -190,6 +190,11 @@ impl Export {
         spans || self.metrics_asked.is_some_and(|(_, by)| by == root)
     }
 
+    /// Whether the last try failed, and the batch waits for the next one.
+    pub(crate) fn failed(&self) -> bool {
+        matches!(self.state, State::Later(..))
+    }
+
     /// An answer by HTTP arrived; false when nobody here asked for it.
     pub(crate) fn answered_http(&mut self, worker: &Worker, token: u32, body_bytes: usize, now: Now) -> bool {
         self.answered(worker, token, now, || {

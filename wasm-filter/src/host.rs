@@ -60,9 +60,9 @@ pub(crate) fn log(level: Level, line: &str) {
     abi::log(level as u32, line);
 }
 
-/// Has the root context ticked from here on.
-pub(crate) fn tick_every(period: Duration) {
-    abi::tick_every(u32::try_from(period.as_millis()).unwrap_or(u32::MAX).max(1));
+/// Has the root context ticked from here on, if the host can.
+pub(crate) fn tick_every(period: Duration) -> bool {
+    abi::tick_every(u32::try_from(period.as_millis()).unwrap_or(u32::MAX).max(1))
 }
 
 /// Headers read in one call; what is changed is changed at the host at once.
@@ -71,6 +71,8 @@ pub(crate) struct Headers {
     map: Map,
     bytes: Vec<u8>,
     fields: Vec<Field>,
+    /// Whether the host told them; nothing may be concluded from what is missing otherwise.
+    pub(crate) told: bool,
 }
 
 #[derive(Debug)]
@@ -83,8 +85,8 @@ impl Headers {
     /// Empty where the host has none, or says what can't be read.
     pub(crate) fn of(map: Map) -> Self {
         let bytes = abi::map(map as u32).unwrap_or_default();
-        let fields = fields(&bytes).unwrap_or_default();
-        Self { map, bytes, fields }
+        let fields = fields(&bytes);
+        Self { map, bytes, told: fields.is_some(), fields: fields.unwrap_or_default() }
     }
 
     /// A field, pseudo fields such as `:path` included.
@@ -98,6 +100,21 @@ impl Headers {
 
     fn value(&self, field: &Field) -> &[u8] {
         self.bytes.get(field.value.clone()).unwrap_or_default()
+    }
+
+    /// Sets a field, if the host takes it.
+    pub(crate) fn put(&mut self, name: &str, value: &[u8]) -> bool {
+        // What the host does not take must not be believed to be there.
+        if !abi::set_map_value(self.map as u32, name, value) {
+            return false;
+        }
+        self.forget(name);
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(name.as_bytes());
+        let middle = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.fields.push(Field { name: start..middle, value: middle..self.bytes.len() });
+        true
     }
 
     fn forget(&mut self, name: &str) {
@@ -137,16 +154,7 @@ impl Carrier for Headers {
     }
 
     fn set(&mut self, name: &'static str, value: &[u8]) {
-        // What the host does not take must not be believed to be there.
-        if !abi::set_map_value(self.map as u32, name, value) {
-            return;
-        }
-        self.forget(name);
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(name.as_bytes());
-        let middle = self.bytes.len();
-        self.bytes.extend_from_slice(value);
-        self.fields.push(Field { name: start..middle, value: middle..self.bytes.len() });
+        self.put(name, value);
     }
 
     fn remove(&mut self, name: &'static str) {
@@ -204,7 +212,8 @@ pub(crate) fn share(key: &str, value: &[u8]) {
 
 /// Writes a shared value if it still has this version, or is not there and `version` is none.
 pub(crate) fn share_if(key: &str, value: &[u8], version: Option<u32>) -> bool {
-    abi::set_shared(key, value, version.unwrap_or(0))
+    // A key that is not there has no version to compare, so one that none ever gets is "only if it is not there".
+    abi::set_shared(key, value, version.unwrap_or(u32::MAX))
 }
 
 /// A metric of Envoy's.
@@ -222,18 +231,18 @@ impl Metric {
         abi::define_metric(1, name).map(Self)
     }
 
-    /// Adds to it.
-    pub(crate) fn add(self, by: i64) {
-        abi::add_to_metric(self.0, by);
+    /// Adds to it; says whether that was done.
+    pub(crate) fn add(self, by: i64) -> bool {
+        abi::add_to_metric(self.0, by)
     }
 }
 
 /// Lets a half of a stream that waits go on. `stream` is its context, `own` the one that runs.
-pub(crate) fn go_on(stream: u32, half: Half, own: u32) {
-    if abi::speak_for(stream) {
-        abi::go_on(half as u32);
-    }
+/// Says whether it does.
+pub(crate) fn go_on(stream: u32, half: Half, own: u32) -> bool {
+    let goes_on = abi::speak_for(stream) && abi::go_on(half as u32);
     abi::speak_for(own);
+    goes_on
 }
 
 /// Tells the host that a root context which asked for time has ended.
@@ -254,7 +263,13 @@ pub(crate) fn call_http(
     body: Option<&[u8]>,
     timeout: Duration,
 ) -> Option<u32> {
-    hostcalls::dispatch_http_call(cluster, headers, body, Vec::new(), timeout).ok()
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the crate hands the answer on only for calls that it made itself; Envoy says nothing but ok, \
+                  bad argument and internal failure, and these it knows"
+    )]
+    let token = hostcalls::dispatch_http_call(cluster, headers, body, Vec::new(), timeout);
+    token.ok()
 }
 
 /// Calls a gRPC method at a cluster; the answer comes to the root context.
@@ -267,7 +282,13 @@ pub(crate) fn call_grpc(
     timeout: Duration,
 ) -> Option<u32> {
     let target = grpc_service(cluster, authority);
-    hostcalls::dispatch_grpc_call(&target, service, "Export", metadata, Some(message), timeout).ok()
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the crate hands the answer on only for calls that it made itself; for a well-formed `GrpcService` \
+                  Envoy says nothing but ok, parse failure and internal failure, and these it knows"
+    )]
+    let token = hostcalls::dispatch_grpc_call(&target, service, "Export", metadata, Some(message), timeout);
+    token.ok()
 }
 
 /// `GrpcService{envoy_grpc=1{cluster_name=1, authority=2}}`. A bare name would be taken for the bytes of such a

@@ -58,6 +58,12 @@ pub(crate) fn failure(flags: i64, details: impl FnOnce() -> String) -> Option<Fa
     Some(failure)
 }
 
+/// Whether a connection to the upstream was at hand, for all that these flags say.
+pub(crate) fn connected(flags: i64) -> bool {
+    use flag::*;
+    flags & (UPSTREAM_CONNECTION_FAILURE | NO_HEALTHY_UPSTREAM | DNS_FAILURE | NO_ROUTE | NO_CLUSTER) == 0
+}
+
 /// Envoy has one flag for every way in which connecting fails; its details have the kernel's words.
 fn connecting(details: &str) -> Failure {
     let says = |words: &[&str]| words.iter().any(|word| details.contains(word));
@@ -140,6 +146,13 @@ mod tests {
             (0x400_0000, "dns_resolution_failure", Some(503), true, failed(Failure::Dns, Some(503))),
         ] {
             assert_eq!(ended(flags, details, answered, whole), expected, "{flags:x} {details}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_failed_was_never_at_hand() {
+        for (flags, expected) in [(0, true), (0x4, true), (0x40, true), (0x20, false), (0x400_0000, false)] {
+            assert_eq!(connected(flags), expected, "{flags:x}");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::ContextType;
+use throughline_core::exchange::Now;
 use throughline_core::names::{VERSION, attribute};
 use throughline_core::settings::{Direct, Settings};
 
@@ -42,52 +43,74 @@ impl Root {
     /// What was waited for has come: Envoy may take the context away.
     fn close_if_answered(&mut self) {
         let Some(plugin) = self.plugin.as_ref().filter(|_| self.closing) else { return };
-        let awaits = |worker: &Worker| {
-            worker.export.borrow().awaits(self.id) || worker.control.borrow().awaits(self.id)
-        };
-        if !awaits(&plugin.worker) {
-            if Rc::strong_count(&plugin.worker) == 1 {
-                plugin.worker.export.borrow_mut().give_up(&plugin.worker);
-            }
-            plugin.worker.tell();
+        if !plugin.awaits(self.id) {
+            plugin.close();
             self.closing = false;
             host::done();
         }
+    }
+
+    /// After an answer: the next batch, if it is time. A plugin that ends sends all it has, each batch once more
+    /// at the most: a collector that is away must not keep it, nor be asked again and again.
+    fn flush(&self, plugin: &Plugin, now: Now) {
+        let worker = &plugin.worker;
+        let mut export = worker.export.borrow_mut();
+        let all = self.closing && !export.failed();
+        export.flush(worker, self.id, now, all);
+        drop(export);
+        worker.tell();
+    }
+}
+
+impl Plugin {
+    /// Whether an answer is still to come to this root context.
+    fn awaits(&self, root: u32) -> bool {
+        self.worker.export.borrow().awaits(root) || self.worker.control.borrow().awaits(root)
+    }
+
+    /// The plugin is over; with the last one of a worker goes what could not be sent.
+    fn close(&self) {
+        if Rc::strong_count(&self.worker) == 1 {
+            self.worker.export.borrow_mut().give_up(&self.worker);
+        }
+        self.worker.tell();
     }
 }
 
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, _: usize, body_bytes: usize, _: usize) {
-        if let Some(Plugin { worker, .. }) = &self.plugin {
-            let now = host::now();
+        if let Some(plugin) = &self.plugin {
+            let (worker, now) = (&plugin.worker, host::now());
             let of_control = worker.control.borrow_mut().answered(worker, token, body_bytes, now);
             let ours =
                 !of_control && worker.export.borrow_mut().answered_http(worker, token, body_bytes, now);
             if ours {
-                worker.export.borrow_mut().flush(worker, self.id, now, self.closing);
-                worker.tell();
+                self.flush(plugin, now);
             }
         }
         self.close_if_answered();
     }
 
     fn on_grpc_call_response(&mut self, token: u32, status: u32, bytes: usize) {
-        if let Some(Plugin { worker, .. }) = &self.plugin {
-            let now = host::now();
+        if let Some(plugin) = &self.plugin {
+            let (worker, now) = (&plugin.worker, host::now());
             let ours = worker.export.borrow_mut().answered_grpc(worker, token, status, bytes, now);
             if ours {
-                worker.export.borrow_mut().flush(worker, self.id, now, self.closing);
-                worker.tell();
+                self.flush(plugin, now);
             }
         }
         self.close_if_answered();
     }
 
     fn on_done(&mut self) -> bool {
-        let Some(Plugin { worker, .. }) = &self.plugin else { return true };
+        let Some(plugin) = &self.plugin else { return true };
+        let worker = &plugin.worker;
         worker.export.borrow_mut().flush(worker, self.id, host::now(), true);
         worker.tell();
-        self.closing = worker.export.borrow().awaits(self.id) || worker.control.borrow().awaits(self.id);
+        self.closing = plugin.awaits(self.id);
+        if !self.closing {
+            plugin.close();
+        }
         !self.closing
     }
 }
@@ -95,6 +118,15 @@ impl Context for Root {
 impl RootContext for Root {
     fn on_configure(&mut self, bytes: usize) -> bool {
         let configuration = host::bytes(Buffer::Configuration, bytes.min(CONFIGURATION_BYTES_MAX));
+        if configuration.len() != bytes {
+            let max = CONFIGURATION_BYTES_MAX;
+            let line = format!(
+                "throughline: {} of {bytes} bytes of the plugin configuration can be read: want {max} at the most",
+                configuration.len()
+            );
+            host::log(Level::Error, &line);
+            return false;
+        }
         let (found, said) = match settings::read(&configuration, host::environment()) {
             Ok(found) => found,
             Err(mistakes) => {
@@ -132,9 +164,12 @@ impl RootContext for Root {
             due
         };
         for one in due {
-            one.released.set(true);
-            worker.counts.borrow_mut().released += 1;
-            host::go_on(one.stream, Half::Request, self.id);
+            if host::go_on(one.stream, Half::Request, self.id) {
+                one.released.set(true);
+                worker.counts.borrow_mut().released += 1;
+            } else {
+                worker.waiting.borrow_mut().push(one); // the next tick tries again
+            }
         }
         let mut export = worker.export.borrow_mut();
         export.flush(worker, self.id, now, false);

@@ -4,6 +4,7 @@
 
 use throughline_core::batch::{Books, Dropped};
 use throughline_core::exchange::Tracer;
+use throughline_core::keep::KeepReason;
 
 use crate::host::Metric;
 
@@ -80,6 +81,9 @@ impl Told {
         self.rare("throughline_calls_without_context", core.calls_without_context);
         self.rare("throughline_in_flight_full", core.in_flight_full);
         self.rare("throughline_probes", core.probes);
+        for (reason, count) in KeepReason::ALL.into_iter().zip(core.kept) {
+            self.labelled("throughline_exchanges_kept", "reason", reason.as_str(), count);
+        }
         for (reason, count) in tracer.untouched() {
             self.labelled("throughline_events_untouched", "reason", reason, count);
         }
@@ -119,8 +123,7 @@ impl Told {
         let Some((_, metric, told)) = self.metrics.iter_mut().find(|(known, ..)| known == name) else {
             return;
         };
-        if *told != value {
-            metric.add(value.wrapping_sub(*told).cast_signed());
+        if *told != value && metric.add(value.wrapping_sub(*told).cast_signed()) {
             *told = value;
         }
     }

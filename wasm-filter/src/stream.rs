@@ -53,6 +53,8 @@ pub(crate) struct Stream {
     in_place: Option<(u16, Failure)>,
     /// Whether the answer came to its end.
     whole: bool,
+    /// Whether the protocol was switched: from there on every end is a good one.
+    switched: bool,
 }
 
 /// What is done with the request's body.
@@ -100,6 +102,7 @@ impl Stream {
             connecting_mono_nanos: 0,
             in_place: None,
             whole: false,
+            switched: false,
         }
     }
 
@@ -249,12 +252,13 @@ impl Stream {
         let body = host::bytes(Buffer::Request, bytes);
         let mut headers = Headers::of(Map::Request);
         let tracer = &self.worker.tracer;
+        if !headers.told || body.len() != bytes {
+            return tracer.count_untouched("not_told");
+        }
         let edited =
             host::with_ids(|ids| tracer.request_body(exchange, &body, &mut headers, host::now(), ids));
-        if let Some(edited) = edited
-            && host::replace(Buffer::Request, bytes, &edited)
-        {
-            set_length(&mut headers, edited.len());
+        if edited.is_some_and(|edited| !put_body(Buffer::Request, bytes, &edited, &mut headers)) {
+            tracer.count_untouched("not_taken");
         }
         if exchange.direction() == Direction::Inbound {
             self.worker.crossing.announce(exchange);
@@ -314,9 +318,10 @@ impl Stream {
     }
 
     /// Envoy's own answer, where it stands in the place of the upstream's.
-    fn own_answer(&self, status: u16) -> Option<Failure> {
-        if status < 400 {
-            return None; // Envoy's own answers to a failed upstream are errors
+    fn own_answer(&self, status: u16, headers: &Headers) -> Option<Failure> {
+        // Envoy's own answers to a failed upstream are errors; to gRPC it says so in a head of status 200.
+        if status < 400 && headers.get("grpc-status").is_none() {
+            return None;
         }
         outcome::failure(host::number("response\0flags").unwrap_or(0), details)
     }
@@ -350,19 +355,25 @@ impl Stream {
             self.untouched("over_limit");
         } else if end {
             let body = host::bytes(Buffer::Response, bytes);
-            let Some(exchange) = &mut self.exchange else { return Action::Continue };
-            let tracer = &self.worker.tracer;
-            let edited = host::with_ids(|ids| tracer.response_body(exchange, &body, host::now(), ids));
-            if let Some(edited) = edited
-                && host::replace(Buffer::Response, bytes, &edited)
-            {
-                set_length(&mut Headers::of(Map::Response), edited.len());
-            }
+            self.edit_response(&body, bytes);
         } else {
             return Action::Pause;
         }
         self.stop_holding_response();
         Action::Continue
+    }
+
+    fn edit_response(&mut self, body: &[u8], bytes: usize) {
+        let Some(exchange) = &mut self.exchange else { return };
+        let mut headers = Headers::of(Map::Response);
+        let tracer = &self.worker.tracer;
+        if !headers.told || body.len() != bytes {
+            return tracer.count_untouched("not_told");
+        }
+        let edited = host::with_ids(|ids| tracer.response_body(exchange, body, host::now(), ids));
+        if edited.is_some_and(|edited| !put_body(Buffer::Response, bytes, &edited, &mut headers)) {
+            tracer.count_untouched("not_taken");
+        }
     }
 
     fn stop_holding_response(&mut self) {
@@ -377,6 +388,15 @@ impl Stream {
         };
         let Worker { tracer, batch, .. } = &*self.worker;
         let chunk = host::bytes(Buffer::Response, bytes);
+        let kept = frames.rest().to_vec();
+        if chunk.len() != bytes {
+            // What can't be read goes on as it is, behind what was kept of it.
+            tracer.count_untouched("not_told");
+            host::replace(Buffer::Response, 0, &kept);
+            self.response = Response::Passing;
+            return;
+        }
+        let over_before = frames.messages_over_bound();
         let mut out = reframe(frames, &chunk, |flag, message| {
             if flag != 0 {
                 tracer.count_untouched("compressed");
@@ -385,11 +405,17 @@ impl Stream {
             let sink = &mut *batch.borrow_mut();
             host::with_ids(|ids| tracer.streamed(exchange, message, host::now(), ids, sink))
         });
+        if frames.messages_over_bound() > over_before {
+            tracer.count_untouched("over_limit");
+        }
         if end {
             out.extend_from_slice(frames.rest());
         }
-        if out != chunk {
-            host::replace(Buffer::Response, bytes, &out);
+        if out != chunk && !host::replace(Buffer::Response, bytes, &out) {
+            // The chunk goes on as it is, so nothing of it may come again.
+            tracer.count_untouched("not_taken");
+            host::replace(Buffer::Response, 0, &kept);
+            self.response = Response::Passing;
         }
     }
 
@@ -402,7 +428,7 @@ impl Stream {
         if exchange.direction() == Direction::Inbound {
             crossing.withdraw(&exchange);
         }
-        if exchange.wants_marks() {
+        if exchange.wants_marks() && outcome::connected(host::number("response\0flags").unwrap_or(0)) {
             mark_connection(&mut exchange, self.connecting_mono_nanos);
         }
         if self.own_context
@@ -415,7 +441,9 @@ impl Stream {
             Some((status, failure)) => {
                 Ending { flags: 0, failure: Some(failure), answered: Some(status), whole: true }
             }
-            None if self.whole => Ending { flags: 0, failure: None, answered: None, whole: true },
+            None if self.whole || self.switched => {
+                Ending { flags: 0, failure: None, answered: None, whole: true }
+            }
             None => {
                 let flags = host::number("response\0flags").unwrap_or(0);
                 Ending { flags, failure: outcome::failure(flags, details), answered: None, whole: false }
@@ -445,16 +473,15 @@ impl HttpContext for Stream {
         if headers.raw(":method") == Some(b"CONNECT") {
             return Action::Continue; // a tunnel is no exchange: what is inside of it may be some
         }
+        if !headers.told {
+            return Action::Continue; // who can't read a context must not write one
+        }
         self.begin(&mut headers);
         if self.exchange.as_ref().is_some_and(Exchange::wants_marks) {
             self.mark(Mark::Connecting);
             self.connecting_mono_nanos = host::now().mono_nanos;
         }
-        if end {
-            self.mark(Mark::RequestSent);
-            return Action::Continue;
-        }
-        self.plan_request(&headers)
+        if end { Action::Continue } else { self.plan_request(&headers) }
     }
 
     fn on_http_request_body(&mut self, bytes: usize, end: bool) -> Action {
@@ -489,9 +516,12 @@ impl HttpContext for Stream {
 
     fn on_http_request_trailers(&mut self, _: usize) -> Action {
         self.mark(Mark::RequestSent);
-        if let Request::Held { bytes, .. } = &self.request {
-            let bytes = *bytes;
-            return self.held_request(bytes, true);
+        if let Request::Held { bytes, released, .. } = &self.request {
+            if !released.get() {
+                let bytes = *bytes;
+                return self.held_request(bytes, true);
+            }
+            self.untouched("slow");
         }
         self.stop_holding_request();
         Action::Continue
@@ -500,9 +530,10 @@ impl HttpContext for Stream {
     fn on_http_response_headers(&mut self, _: usize, end: bool) -> Action {
         let mut headers = Headers::of(Map::Response);
         let status = headers.raw(":status").and_then(|status| std::str::from_utf8(status).ok()?.parse().ok());
-        let status: u16 = status.unwrap_or(0);
         self.whole = end;
-        if let Some(failure) = self.own_answer(status) {
+        let Some(status) = status else { return Action::Continue };
+        self.switched = status == 101;
+        if let Some(failure) = self.own_answer(status, &headers) {
             self.in_place = Some((status, failure));
             self.judge(|exchange, worker| {
                 exchange.answer_instead(&worker.tracer, failure, status, &mut headers);
@@ -580,11 +611,19 @@ fn is_own(exchange: &Exchange, headers: &Headers) -> bool {
         && value.get(36..52) == Some(span_id.digits().as_slice())
 }
 
-/// The length of an edited body, where the head tells one: a stale one would be request smuggling.
-fn set_length(headers: &mut Headers, bytes: usize) {
-    if headers.get("content-length").is_some() {
-        headers.set("content-length", bytes.to_string().as_bytes());
+/// Puts an edited body in the place of the one that is held. The length that the head tells goes first: a stale
+/// one would be request smuggling, so what can't have both is left as it is.
+fn put_body(buffer: Buffer, bytes: usize, edited: &[u8], headers: &mut Headers) -> bool {
+    const LENGTH: &str = "content-length";
+    let told = headers.get(LENGTH).map(<[u8]>::to_vec);
+    if told.is_some() && !headers.put(LENGTH, edited.len().to_string().as_bytes()) {
+        return false;
     }
+    let put = host::replace(buffer, bytes, edited);
+    if let Some(told) = told.filter(|_| !put) {
+        headers.put(LENGTH, &told);
+    }
+    put
 }
 
 /// `127.0.0.1:1234` or `[::1]:1234`.

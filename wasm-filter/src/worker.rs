@@ -64,9 +64,8 @@ impl Pace {
     }
 
     fn quicken(&self, hurry: Hurry, millis: u64) {
-        if self.0.get() < hurry {
+        if self.0.get() < hurry && host::tick_every(Duration::from_millis(millis)) {
             self.0.set(hurry);
-            host::tick_every(Duration::from_millis(millis));
         }
     }
 
@@ -75,7 +74,8 @@ impl Pace {
         match (self.0.replace(Hurry::No), waits) {
             (Hurry::No, false) => {}
             (_, true) => self.soon(),
-            (Hurry::Soon | Hurry::Now, false) => host::tick_every(period),
+            (Hurry::Soon | Hurry::Now, false) if host::tick_every(period) => {}
+            (hurried, false) => self.0.set(hurried), // the next tick tries again
         }
     }
 }

@@ -221,16 +221,27 @@ impl Bootstrap {
     /// By fixed routes, and else to wherever the request says.
     fn anywhere_hosts(&mut self) -> Value {
         let mut hosts = Vec::new();
-        for (name, to) in self.fixed_routes() {
-            let cluster = format!("route-{name}");
+        for (number, (name, to)) in self.fixed_routes().into_iter().enumerate() {
+            let cluster = format!("route-{number}");
             self.add_cluster(&cluster, &to);
+            // A name with a port is that one, a name without a port is any.
+            let domains =
+                if name.contains(':') { vec![name] } else { vec![name.clone(), format!("{name}:*")] };
             let routes = json!([{"match": {"prefix": "/"}, "route": self.route(&cluster)}]);
-            hosts.push(
-                json!({"name": cluster, "domains": [name.clone(), format!("{name}:*")], "routes": routes}),
-            );
+            hosts.push(json!({"name": cluster, "domains": domains, "routes": routes}));
         }
         let mut routes = self.pubsub_routes();
-        let names = json!({"name": "anywhere", "dns_lookup_family": "V4_PREFERRED"});
+        let names = json!({
+            "name": "anywhere",
+            "dns_lookup_family": "V4_PREFERRED",
+            // Names are looked up as the sidecar does it, by the system's library.
+            "typed_dns_resolver_config": {
+                "name": "envoy.network.dns_resolver.getaddrinfo",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig",
+                }
+            }
+        });
         let mut cluster = self.cluster("original-destination").clone();
         let fields = cluster.as_object_mut().expect("a cluster");
         ["type", "original_dst_lb_config"].iter().for_each(|key| drop(fields.remove(*key)));
@@ -324,7 +335,8 @@ impl Bootstrap {
         let mut settings: Map<String, Value> =
             plan.flags().into_iter().map(|(name, value)| (name, json!(value))).collect();
         settings.retain(|name, _| !ENVOYS_OWN.contains(&name.as_str()));
-        let routes: Vec<_> = self.fixed_routes().into_iter().map(|(name, _)| name).collect();
+        let host = |name: String| name.split(':').next().unwrap_or_default().to_owned();
+        let routes: Vec<_> = self.fixed_routes().into_iter().map(|(name, _)| host(name)).collect();
         let inside = self.setting("mesh-hosts").map(str::to_owned);
         let inside: Vec<_> = inside.into_iter().chain(routes).collect();
         if !inside.is_empty() {

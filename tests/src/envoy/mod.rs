@@ -19,14 +19,15 @@ use crate::pki::Folder;
 use crate::sidecar::{Ended, Running, Sidecar, workspace};
 use crate::wait::{eventually, within};
 
-/// The binary: `THROUGHLINE_ENVOY`, else the one that the judges' virtual environment brings.
+/// The binary: `THROUGHLINE_ENVOY`, else one that `scripts/setup` brought.
 pub fn binary() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("THROUGHLINE_ENVOY") {
         return Some(PathBuf::from(named));
     }
-    let folders = std::fs::read_dir(workspace().join("target/judges/lib")).ok()?;
     let inside = "site-packages/envoy/_bin/envoy";
-    folders.flatten().map(|folder| folder.path().join(inside)).find(|file| file.is_file())
+    let environments = ["target/judges/lib", "target/envoy/lib"].map(|folder| workspace().join(folder));
+    let folders = environments.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    folders.map(|folder| folder.path().join(inside)).find(|file| file.is_file())
 }
 
 /// Whether Envoy and the module are here; says what is missing otherwise.
@@ -160,9 +161,10 @@ pub async fn books(admin: SocketAddr) -> Books {
     Books::read(&text.lines().map(renamed).collect::<String>())
 }
 
-/// Numbers that balance. Envoy reads its counters one after the other while requests go on, so one look may catch them
-/// between two; of some looks one must balance.
-pub async fn balanced(admin: SocketAddr) -> Books {
+/// Numbers that balance and say what happened until now. The filter tells Envoy its numbers at each tick, and Envoy
+/// reads its counters one after the other while requests go on: of some looks one must balance.
+pub(crate) async fn balanced(admin: SocketAddr) -> Books {
+    tokio::time::sleep(TOLD_AFTER).await;
     for _ in 0..100 {
         let books = books(admin).await;
         if books.is_balanced() {
@@ -175,23 +177,25 @@ pub async fn balanced(admin: SocketAddr) -> Books {
     books
 }
 
+/// Two ticks of a filter whose `otel-bsp-schedule-delay` is 50 ms, as it is in the scenarios.
+const TOLD_AFTER: Duration = Duration::from_millis(45);
+
 /// Waits until no request is in flight and every span has left, as the end of the process takes the rest with it. At
 /// most `patience`: a collector that is dead never takes them.
 pub(crate) async fn settled(admin: SocketAddr, patience: Duration) {
-    let mut before = None;
-    let mut same = 0;
     let settling = async {
-        while same < 5 {
+        let mut before = None;
+        loop {
             let books = books(admin).await;
             let active = |side| {
                 books.sum("envoy_http_downstream_rq_active", &[("envoy_http_conn_manager_prefix", side)])
             };
             let idle = books.held() == 0 && active("inbound") + active("outbound") == 0;
-            same = if idle && before == Some(books.created()) { same + 1 } else { 0 };
-            before = Some(books.created());
-            if same == 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            if idle && before == Some(books.created()) {
+                return;
             }
+            before = idle.then(|| books.created());
+            tokio::time::sleep(TOLD_AFTER).await;
         }
     };
     let _ = tokio::time::timeout(patience, settling).await;

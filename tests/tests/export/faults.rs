@@ -92,13 +92,16 @@ async fn grpc_refusals_are_tried_again_exactly_when_otlp_says_so() {
 
 #[tokio::test]
 async fn a_collector_that_names_a_time_is_left_alone_for_so_long() {
-    check_fates(vec![
+    let by_http = vec![
         ("http/protobuf", Reaction::RetryAfter(429, 2), TriedAgain(1_950)),
         ("http/protobuf", Reaction::RetryAfter(503, 2), TriedAgain(1_950)),
-        ("grpc", Reaction::CodeRetryInfo(8, 1_700), TriedAgain(1_650)),
-        ("grpc", Reaction::CodeRetryInfo(14, 1_700), TriedAgain(1_650)),
-    ])
-    .await;
+    ];
+    // Envoy tells a module the status of a gRPC call and not its details, in which the time is.
+    let by_grpc = vec![
+        ("grpc", Reaction::CodeRetryInfo(8, 1_700), Host::asked().choose(TriedAgain(1_650), Refused)),
+        ("grpc", Reaction::CodeRetryInfo(14, 1_700), Host::asked().choose(TriedAgain(1_650), TriedAgain(1))),
+    ];
+    check_fates([by_http, by_grpc].concat()).await;
 }
 
 #[tokio::test]

@@ -91,7 +91,9 @@ async fn pypis_opentelemetry_proto_reads_what_we_export() {
             .flag("capture-request-headers", "x-tenant")
             .runs(calling(stock.url("/items/7"), Copying::Nothing))
             .await;
-        Ask::get(orders.url("/place?caf\u{e9}=1"))
+        // Envoy refuses a target beyond ASCII.
+        let query = Host::asked().choose("caf\u{e9}=1", "caf%C3%A9=1");
+        Ask::get(orders.url(&format!("/place?{query}")))
             .headers([("x-operation-name", "checkout"), ("x-tenant", "blue")])
             .header("user-agent", b"caf\xe9 \xff")
             .send()

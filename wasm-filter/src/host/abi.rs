@@ -93,9 +93,9 @@ pub(super) fn log(level: u32, message: &str) {
     unsafe { proxy_log(level, message.as_ptr(), message.len()) };
 }
 
-pub(super) fn tick_every(millis: u32) {
+pub(super) fn tick_every(millis: u32) -> bool {
     // SAFETY: no pointers.
-    unsafe { proxy_set_tick_period_milliseconds(millis) };
+    unsafe { proxy_set_tick_period_milliseconds(millis) == OK }
 }
 
 pub(super) fn map(map: u32) -> Option<Vec<u8>> {
@@ -156,14 +156,14 @@ pub(super) fn define_metric(kind: u32, name: &str) -> Option<u32> {
     (status == OK).then_some(id)
 }
 
-pub(super) fn add_to_metric(id: u32, by: i64) {
+pub(super) fn add_to_metric(id: u32, by: i64) -> bool {
     // SAFETY: no pointers.
-    unsafe { proxy_increment_metric(id, by) };
+    unsafe { proxy_increment_metric(id, by) == OK }
 }
 
-pub(super) fn go_on(stream: u32) {
+pub(super) fn go_on(stream: u32) -> bool {
     // SAFETY: no pointers.
-    unsafe { proxy_continue_stream(stream) };
+    unsafe { proxy_continue_stream(stream) == OK }
 }
 
 pub(super) fn speak_for(context: u32) -> bool {
