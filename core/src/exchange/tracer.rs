@@ -1096,6 +1096,7 @@ impl Shared {
             direction: exchange.direction,
             https: exchange.https,
             messages: exchange.messaging.as_ref().is_some_and(|messaging| messaging.is_involved()),
+            grpc: exchange.grpc,
             method: exchange.method,
             status,
             error,

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use super::{Histogram, MESSAGES, Requests, method_of};
+use super::{GRPC, Histogram, MESSAGES, Requests, method_of};
 use crate::classify::Direction;
 use crate::hash::Seeded;
 use crate::intern::Interner;
@@ -111,10 +111,15 @@ impl Graph {
             let name = |name: &str| span_labels(service, name, key.direction(), failed > 0);
             let route = routes.name(key.route);
             let named = !route.is_empty() && route != OTHER;
-            let full = match (key.direction(), named) {
-                (Direction::Inbound, true) => name(&format!("{} {route}", method_of(key))),
-                (Direction::Outbound, true) => name(route.trim_start_matches('/')),
-                (_, false) => name(method_of(key)),
+            let method = match method_of(key) {
+                "_OTHER" => "HTTP",
+                known => known,
+            };
+            let full = match (key.kind & GRPC != 0, named, key.direction()) {
+                (true, true, _) => name(route.trim_start_matches('/')),
+                (true, false, _) => name("grpc"),
+                (false, true, Direction::Inbound) => name(&format!("{method} {route}")),
+                (false, _, _) => name(method),
             };
             if let Some(group) = spans.of(full, || name(OTHER)) {
                 group.add(histogram);

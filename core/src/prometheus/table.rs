@@ -227,7 +227,8 @@ The numbers are those of every exchange, sampled or not. A request between two s
 told once, by the server's: its durations are in `_server_seconds`, the client's in `_client_seconds` of the other
 sidecar. A service without a sidecar is a `virtual_node`, called by the name that the request had; who calls without
 one is `user`, or `broker` for messages, whose `connection_type` is `messaging_system`. In the modes `off` and
-`system-only` sidecars do not name themselves to each other, so every edge is one of a `virtual_node`.
+`system-only` sidecars do not name themselves to each other, so every edge is one of a `virtual_node`. Exchanges of
+messages count under the name that their request would have; what overflowed counts as `_other` and never as failed.
 
 Tempo's metrics generator and the collector's connectors make metrics of the same names from spans. Have one of them:
 `graph-metrics=off` leaves ours out.

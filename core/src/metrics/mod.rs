@@ -43,7 +43,7 @@ const BOUNDS_NANOS: [u64; 14] = {
 /// What tells one series from another: small numbers, resolved when the series is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Key {
-    /// Direction, scheme, and whether it carried messages: see the bits below.
+    /// Direction, scheme, and what it carried: see the bits below.
     kind: u8,
     method: u8,
     status: u16,
@@ -57,6 +57,7 @@ struct Key {
 const OUTBOUND: u8 = 1;
 const HTTPS: u8 = 2;
 const MESSAGES: u8 = 4;
+const GRPC: u8 = 8;
 
 impl Key {
     fn direction(&self) -> Direction {
@@ -72,6 +73,7 @@ pub(crate) struct Labels<'a> {
     pub(crate) https: bool,
     /// Whether it carried messages.
     pub(crate) messages: bool,
+    pub(crate) grpc: bool,
     pub(crate) method: Method,
     pub(crate) status: Option<u16>,
     pub(crate) error: Option<ErrorType>,
@@ -209,7 +211,8 @@ impl Requests {
         let key = Key {
             kind: outbound
                 | if labels.https { HTTPS } else { 0 }
-                | if labels.messages { MESSAGES } else { 0 },
+                | if labels.messages { MESSAGES } else { 0 }
+                | if labels.grpc { GRPC } else { 0 },
             method: labels.method.0,
             status: labels.status.unwrap_or(0),
             error: match labels.error {
@@ -358,6 +361,7 @@ mod tests {
             direction: Direction::Inbound,
             https: false,
             messages: false,
+            grpc: false,
             method: Method::of("GET"),
             status: Some(503),
             error: Some(ErrorType::Code(503)),
