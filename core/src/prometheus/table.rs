@@ -197,6 +197,15 @@ What `GET /metrics` of the admin port has: Prometheus' text format, or OpenMetri
 ";
 
 const NOTES: &str = "
+## Scraping, dashboard, alerts
+
+The admin port is on loopback unless `admin-listen` says otherwise. For a Prometheus elsewhere: `0.0.0.0:15190`. From
+other hosts nobody can drain the sidecar then, and only who has the token can change tracing.
+
+- `deploy/grafana/throughline.json`: import it, or put it where a provider of Grafana's `provisioning/dashboards` looks.
+  It asks for the Prometheus to read; `job` and `instance` are those of the scrape.
+- `deploy/grafana/alerts.yaml`: a file of `rule_files` for Prometheus. The annotation `action` says what to do.
+
 ## Bounds
 
 A label that has no value is left out of a series. Everything that comes from the wire is bounded; what is over a bound
