@@ -229,6 +229,10 @@ fn same(shown: &[u8], known: &[u8]) -> bool {
 }
 
 fn read_file(path: &str, bytes_max: u64) -> std::io::Result<Vec<u8>> {
+    // A pipe would be waited for until somebody writes into it.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("it is none"));
+    }
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(bytes_max).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -259,7 +263,7 @@ impl Watched {
             Ok(bytes) => document(bytes).and_then(|document| {
                 sidecar.tracer.control(&document, began).map_err(|mistakes| told(&mistakes))
             }),
-            Err(error) => Err(vec![format!("want a readable file: {error}")]),
+            Err(error) => Err(vec![format!("want a readable, regular file: {error}")]),
         };
         self.last = Some(read);
         let file = &self.path;

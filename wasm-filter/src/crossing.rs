@@ -1,24 +1,24 @@
 //! Inbound exchanges across workers: Envoy serves the inbound request on one worker and the application's calls
-//! on another, each with a VM of its own. Announcements stand in shared data, in a fixed number of places, so that
-//! they need no end; where two traces want one place, the newer has it.
+//! on another, each with a VM of its own. Announcements stand in shared data, in a fixed number of places; where two
+//! exchanges in flight want one place, the newer has it, and the older one is not restored from.
 
 use throughline_core::exchange::{Exchange, Lent, Tracer};
-use throughline_core::ids::TraceId;
+use throughline_core::ids::SpanId;
 
 use crate::host::{self, Headers};
 
-/// Places for announcements; a place holds 2 KiB at the most.
-const PLACES: u64 = 4096;
+/// Places for announcements. One holds 2 KiB at the most, and nothing once its exchange is over.
+const PLACES: u64 = 65_536;
 /// How many workers serve; each adds itself with its first stream.
 const WORKERS: &str = "throughline.workers";
 
-fn place(trace_id: TraceId) -> String {
-    format!("throughline.inbound.{}", trace_id.low_56() % PLACES)
+fn place(span_id: SpanId) -> String {
+    format!("throughline.inbound.{}", u64::from_be_bytes(*span_id.bytes()) % PLACES)
 }
 
 /// Where a worker says that it kept a call of an inbound exchange of another one.
-fn kept_place(trace_id: TraceId) -> String {
-    format!("throughline.kept.{}", trace_id.low_56() % PLACES)
+fn kept_place(span_id: SpanId) -> String {
+    format!("throughline.kept.{}", u64::from_be_bytes(*span_id.bytes()) % PLACES)
 }
 
 /// Whether there are other workers than this one.
@@ -71,22 +71,18 @@ impl Crossing {
         if self.alone.get() {
             return;
         }
-        if let Some((trace_id, told)) = exchange.announcement() {
-            host::share(&place(trace_id), &told);
+        if let Some((span_id, told)) = exchange.announcement() {
+            host::share(&place(span_id), &told);
         }
     }
 
-    /// Takes it back, if it is still there.
+    /// Takes it back: a call that comes later belongs to nothing that is in flight.
     pub(crate) fn withdraw(&self, exchange: &Exchange) {
         if self.alone.get() {
             return;
         }
-        let Some((trace_id, _)) = exchange.ids() else { return };
-        let place = place(trace_id);
-        if let Some((told, version)) = host::shared(&place)
-            && exchange.announced(&told)
-        {
-            host::share_if(&place, &[], Some(version));
+        if let Some((_, span_id)) = exchange.ids() {
+            host::share(&place(span_id), &[]);
         }
     }
 
@@ -96,22 +92,22 @@ impl Crossing {
             return None;
         }
         let asked = tracer.asks(headers)?;
-        let (told, _) = host::shared(&place(asked.trace_id))?;
+        let (told, _) = host::shared(&place(asked.span_id))?;
         tracer.lend(asked, &told)
     }
 
     /// Before an outbound call is judged: an inbound exchange that is over by now can't be kept any more, and is no
     /// parent.
     pub(crate) fn is_over(&self, lent: &Lent) -> bool {
-        let (trace_id, span_id) = lent.ids();
-        let told = host::shared(&place(trace_id));
+        let (_, span_id) = lent.ids();
+        let told = host::shared(&place(span_id));
         told.is_none_or(|(told, _)| told.get(16..24) != Some(span_id.bytes().as_slice()))
     }
 
     /// Tells the worker of an inbound exchange that a call of its was kept (rule 4).
     pub(crate) fn tell_kept(&self, lent: &Lent) {
-        let (trace_id, span_id) = lent.ids();
-        host::share(&kept_place(trace_id), span_id.bytes());
+        let (_, span_id) = lent.ids();
+        host::share(&kept_place(span_id), span_id.bytes());
     }
 
     /// Before an inbound exchange is judged: whether another worker kept a call of its.
@@ -119,8 +115,8 @@ impl Crossing {
         if self.alone.get() || !exchange.asks_whether_kept() {
             return;
         }
-        let Some((trace_id, span_id)) = exchange.ids() else { return };
-        let told = host::shared(&kept_place(trace_id));
+        let Some((_, span_id)) = exchange.ids() else { return };
+        let told = host::shared(&kept_place(span_id));
         if told.is_some_and(|(told, _)| told == span_id.bytes()) {
             tracer.told_kept(exchange);
         }

@@ -63,8 +63,10 @@ enum Request {
     Passing,
     /// Read on its way, until the first gRPC message is there.
     Watched(Vec<u8>),
+    /// Goes on as it is for this reason, which is counted if its beginning is that of a push.
+    Glanced(&'static str),
     /// Waits until its beginning says whether it is a push.
-    Looked(Option<&'static str>, Rc<Cell<bool>>),
+    Looked(Rc<Cell<bool>>),
     /// Waits until it is whole.
     Held {
         room: u64,
@@ -205,7 +207,13 @@ impl Stream {
                 if hidden || !self.worker.filter.hold_headers {
                     return Action::Continue;
                 }
-                self.request = Request::Looked(unfit, self.wait(GLANCE_NANOS));
+                // Any upload may be a push: none is held that might be more than Envoy buffers, which answers 413.
+                let untold = content_length(headers).is_none().then_some("length_unknown");
+                if let Some(reason) = unfit.or(untold) {
+                    self.request = Request::Glanced(reason);
+                    return Action::Continue;
+                }
+                self.request = Request::Looked(self.wait(GLANCE_NANOS));
                 Action::Pause
             }
             Wanted::Request | Wanted::RequestAndResponse => {
@@ -255,6 +263,9 @@ impl Stream {
         if !headers.told || body.len() != bytes {
             return tracer.count_untouched("not_told");
         }
+        if exchange.direction() == Direction::Inbound {
+            self.worker.crossing.withdraw(exchange); // a message may give it other ids
+        }
         let edited =
             host::with_ids(|ids| tracer.request_body(exchange, &body, &mut headers, host::now(), ids));
         if edited.is_some_and(|edited| !put_body(Buffer::Request, bytes, &edited, &mut headers)) {
@@ -286,9 +297,8 @@ impl Stream {
         Action::Continue
     }
 
-    fn looked_at(&mut self, unfit: Option<&'static str>, bytes: usize, end: bool) -> Action {
-        let beginning = host::bytes(Buffer::Request, bytes.min(GLANCE_BYTES));
-        match looks_like_push(&beginning) {
+    fn looked_at(&mut self, bytes: usize, end: bool) -> Action {
+        match beginning_is_push(bytes) {
             None if !end && bytes < GLANCE_BYTES => return Action::Pause,
             Some(true) => {}
             None | Some(false) => {
@@ -298,10 +308,6 @@ impl Stream {
         }
         self.waits_no_more();
         self.request = Request::Passing;
-        if let Some(reason) = unfit {
-            self.untouched(reason);
-            return Action::Continue;
-        }
         let Some(room) = self.room(&Headers::of(Map::Request)) else { return Action::Continue };
         self.request = Request::Held { room, bytes, released: Rc::default() };
         self.held_request(bytes, end)
@@ -323,7 +329,9 @@ impl Stream {
         if status < 400 && headers.get("grpc-status").is_none() {
             return None;
         }
-        outcome::failure(host::number("response\0flags").unwrap_or(0), details)
+        let flags = host::number("response\0flags").unwrap_or(0);
+        // The upstream's own error after tries in vain has a flag too, and is an answer like any other.
+        outcome::failure(flags, details).filter(|_| details() != "via_upstream")
     }
 
     fn plan_response(&mut self, status: u16, headers: &Headers) -> Action {
@@ -436,6 +444,7 @@ impl Stream {
             && exchange.adopt(&wire)
         {
             counts.borrow_mut().overwritten += 1;
+            tracer.told_overwritten();
         }
         let ending = match self.in_place {
             Some((status, failure)) => {
@@ -494,12 +503,19 @@ impl HttpContext for Stream {
                 self.watched(seen, bytes);
                 Action::Continue
             }
-            Request::Looked(unfit, released) => {
+            Request::Glanced(reason) => {
+                // A piece that says nothing goes on too, and the next one is no beginning any more.
+                if beginning_is_push(bytes) == Some(true) {
+                    self.untouched(reason);
+                }
+                Action::Continue
+            }
+            Request::Looked(released) => {
                 if released.get() {
                     return Action::Continue;
                 }
-                self.request = Request::Looked(unfit, released);
-                self.looked_at(unfit, bytes, end)
+                self.request = Request::Looked(released);
+                self.looked_at(bytes, end)
             }
             Request::Held { room, released, .. } => {
                 if released.get() {
@@ -585,6 +601,11 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.end(); // where Envoy did not log the stream
     }
+}
+
+/// Whether the body that has begun to come is a push.
+fn beginning_is_push(bytes: usize) -> Option<bool> {
+    looks_like_push(&host::bytes(Buffer::Request, bytes.min(GLANCE_BYTES)))
 }
 
 /// When the upstream's connection was at hand, as Envoy says; known only at the end.

@@ -38,6 +38,8 @@ pub(crate) struct Control {
     settings: (Mode, Sampler),
     calls: Layer,
     document: Layer,
+    /// Rules of the document that calls have disabled, until the document is another one.
+    disabled_by_calls: Vec<String>,
     mode: Mode,
     sampler: Sampler,
     /// Rules about this service; none where there are none, which costs an exchange nothing.
@@ -71,6 +73,7 @@ impl Control {
             settings: (mode, sampler),
             calls: Layer::default(),
             document: Layer::default(),
+            disabled_by_calls: Vec::new(),
             mode,
             sampler,
             rules: None,
@@ -101,10 +104,17 @@ impl Control {
         }
     }
 
-    /// Rules that have not ended, of calls and of the document.
+    /// Rules that have not ended: those of calls, and those of the document that no call has replaced or disabled.
     pub(crate) fn active(&self, unix_seconds: u64) -> impl Iterator<Item = &Rule> {
-        let all = self.calls.rules.iter().chain(&self.document.rules);
-        all.filter(move |rule| !rule.is_over(unix_seconds))
+        self.rules_said().filter(move |rule| !rule.is_over(unix_seconds))
+    }
+
+    fn rules_said(&self) -> impl Iterator<Item = &Rule> {
+        let holds = |rule: &&Rule| {
+            !self.disabled_by_calls.contains(&rule.name)
+                && !self.calls.rules.iter().any(|by_call| by_call.name == rule.name)
+        };
+        self.calls.rules.iter().chain(self.document.rules.iter().filter(holds))
     }
 
     pub(crate) fn set_mode(&mut self, mode: Mode) {
@@ -118,8 +128,8 @@ impl Control {
         let rule = Rule::read(wish, "", Ends::After, unix_seconds, &mut reader);
         self.prune(unix_seconds);
         let same = |known: &Rule| rule.as_ref().is_some_and(|rule| known.name == rule.name);
-        let replaced = self.calls.rules.iter().any(same);
-        if !replaced && self.calls.rules.len() + self.document.rules.len() >= RULES_MAX {
+        let replaced = self.rules_said().any(same);
+        if !replaced && self.rules_said().count() >= RULES_MAX {
             reader.mistake("", "", "", &format!("at the most {RULES_MAX} rules at once: disable one first"));
         }
         let Some(rule) = reader.finish(rule)? else { return Err(Vec::new()) };
@@ -129,7 +139,8 @@ impl Control {
         Ok(Enabled { rule, replaced })
     }
 
-    /// `{source_id}`, or what the rule was about; `{all: true}` for every rule of calls. How many there were.
+    /// `{source_id}`, or what the rule was about, of the document's rules too, until the document changes; `{all:
+    /// true}` for every rule of calls. How many there were.
     pub(crate) fn disable(&mut self, wish: &Value, unix_seconds: u64) -> Result<usize, Vec<Mistake>> {
         let mut reader = Reader::default();
         let map = reader.map(wish, "").unwrap_or_default();
@@ -146,10 +157,16 @@ impl Control {
         let choice = if all || reader.mistakes() > 0 { None } else { Choice::read(map, "", &mut reader) };
         reader.finish(())?;
         self.prune(unix_seconds);
-        let before = self.calls.rules.len();
+        let before = self.rules_said().count();
         self.calls.rules.retain(|rule| !all && choice.as_ref().is_none_or(|choice| choice.name != rule.name));
+        if let Some(choice) = choice
+            && self.document.rules.iter().any(|rule| rule.name == choice.name)
+            && !self.disabled_by_calls.contains(&choice.name)
+        {
+            self.disabled_by_calls.push(choice.name);
+        }
         self.settle();
-        Ok(before - self.calls.rules.len())
+        Ok(before - self.rules_said().count())
     }
 
     /// `{mode, base_rate}` by a call; what is `null` is as the document or the settings say.
@@ -184,8 +201,19 @@ impl Control {
             base_rate: reader.ratio(map, "", "base_rate"),
             rules: rules(map, unix_seconds, &mut reader),
         };
+        self.prune(unix_seconds);
+        let others =
+            layer.rules.iter().filter(|rule| !self.calls.rules.iter().any(|call| call.name == rule.name));
+        let rules = self.calls.rules.len() + others.count();
+        if rules > RULES_MAX {
+            let want = format!("at the most {RULES_MAX}, those of calls among them");
+            reader.mistake("", "rules", &format!("{rules} rules"), &want);
+        }
         let layer = reader.finish(layer)?;
         let changed = layer != self.document;
+        if changed {
+            self.disabled_by_calls.clear();
+        }
         self.document = layer;
         self.prune(unix_seconds);
         Ok(changed)
@@ -225,7 +253,7 @@ impl Control {
             (Some(rate), Sampler::Always(_)) => Sampler::Always(Root::Ratio(rate)),
             (Some(rate), Sampler::ParentBased(_)) => Sampler::ParentBased(Root::Ratio(rate)),
         };
-        let all = self.calls.rules.iter().chain(&self.document.rules);
+        let all = self.rules_said();
         let ours = |rule: &&Rule| rule.service.as_ref().is_none_or(|service| *service == self.service);
         let rules: Vec<Rule> = all.filter(ours).cloned().collect();
         self.rules = (!rules.is_empty()).then(|| rules.into());
@@ -435,5 +463,55 @@ mod tests {
         }
         assert_eq!(control.disable(&value(r#"{"source_id":"b"}"#), NOW), Ok(0));
         assert_eq!(control.disable(&value(r#"{"source_id":"a"}"#), NOW), Ok(1));
+    }
+
+    #[test]
+    fn calls_stand_over_the_document_and_its_rules_too() {
+        let mut control = control();
+        let rule = |name: &str, rate: &str| {
+            format!(
+                r#"{{"source_id":"{name}","operation":"checkout","rate":{rate},"expires":{}}}"#,
+                NOW + 600
+            )
+        };
+        let document = |rules: &[String]| value(&format!(r#"{{"rules":[{}]}}"#, rules.join(",")));
+        let said = document(&[rule("a", "0.1"), rule("b", "0.2")]);
+        assert_eq!(control.apply(&said, NOW), Ok(true));
+        let wish = value(r#"{"source_id":"a","operation":"checkout","rate":1}"#);
+        assert!(control.enable(&wish, NOW).unwrap().replaced);
+        assert_eq!(names(&control, NOW), ["a", "b"]);
+        let status = control.json(NOW, "{}");
+        assert!(
+            super::Control::new(true, Mode::Hybrid, Sampler::ParentBased(Root::AlwaysOff), "x")
+                .apply(&value(&status), NOW)
+                .is_ok(),
+            "{status}"
+        );
+        assert_eq!(control.disable(&value(r#"{"source_id":"b"}"#), NOW), Ok(1));
+        assert_eq!(control.disable(&value(r#"{"source_id":"b"}"#), NOW), Ok(0));
+        assert_eq!(names(&control, NOW), ["a"]);
+        assert_eq!(control.apply(&said, NOW), Ok(false), "the same document says nothing else");
+        assert_eq!(names(&control, NOW), ["a"]);
+        assert_eq!(control.apply(&document(&[rule("b", "0.3")]), NOW), Ok(true));
+        assert_eq!(names(&control, NOW), ["a", "b"], "another document is believed again");
+    }
+
+    #[test]
+    fn calls_and_document_together_are_bounded() {
+        let mut control = control();
+        for number in 0..60 {
+            control.enable(&value(&format!(r#"{{"operation":"c{number}"}}"#)), NOW).unwrap();
+        }
+        let document = |count: usize| {
+            let rules: Vec<String> =
+                (0..count).map(|n| format!(r#"{{"header":"x-a: {n}","expires":{}}}"#, NOW + 600)).collect();
+            value(&format!(r#"{{"rules":[{}]}}"#, rules.join(",")))
+        };
+        assert!(said(control.apply(&document(41), NOW))[0].contains("at the most 100"));
+        assert_eq!(control.apply(&document(40), NOW), Ok(true));
+        assert!(
+            said(control.enable(&value(r#"{"operation":"one more"}"#), NOW))[0].contains("at the most 100")
+        );
+        assert_eq!(control.rules().unwrap().len(), RULES_MAX);
     }
 }

@@ -33,20 +33,19 @@ impl Lent {
     }
 }
 
-/// What an outbound call says of the inbound exchange that it belongs to.
+/// The inbound exchange that an outbound call names: by our own member of `tracestate`, or because the application
+/// copied the `traceparent` that it got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Asked {
-    /// The trace.
-    pub trace_id: TraceId,
-    /// Our own member of `tracestate`: exactly this exchange.
-    named: Option<SpanId>,
+    trace_id: TraceId,
+    /// The exchange.
+    pub span_id: SpanId,
 }
 
 impl Exchange {
-    /// The trace of an inbound exchange that the application may carry on, and what the other workers should
-    /// know of it.
+    /// An inbound exchange that the application may carry on, and what the other workers should know of it.
     #[must_use]
-    pub fn announcement(&self) -> Option<(TraceId, Vec<u8>)> {
+    pub fn announcement(&self) -> Option<(SpanId, Vec<u8>)> {
         let Tracing::On(trace) = self.tracing else { return None };
         trace.in_flight?;
         let luggage = &self.buffers;
@@ -61,13 +60,7 @@ impl Exchange {
             told.extend_from_slice(&u16::try_from(part.len()).ok()?.to_be_bytes());
             told.extend_from_slice(part);
         }
-        Some((trace.trace_id, told))
-    }
-
-    /// Whether an announcement is this exchange's own.
-    #[must_use]
-    pub fn announced(&self, told: &[u8]) -> bool {
-        self.ids().is_some_and(|(_, span_id)| told.get(16..24) == Some(span_id.bytes().as_slice()))
+        Some((trace.span_id, told))
     }
 
     /// Whether it matters to this exchange that a call of its application's on another worker was kept.
@@ -85,17 +78,18 @@ impl Tracer {
         let seen = Seen::of(carrier);
         let context = traceparent::parse(seen.traceparent()?).ok()?;
         let named = seen.tracestate.iter().find_map(|line| tracestate::find(line, TRACESTATE_KEY));
-        let named = named.and_then(SpanId::parse);
-        let known = self.knows(context.trace_id, named);
-        (!known).then_some(Asked { trace_id: context.trace_id, named })
+        let span_id = named.and_then(SpanId::parse).unwrap_or(context.span_id);
+        let known = self.knows(context.trace_id, span_id);
+        (!known).then_some(Asked { trace_id: context.trace_id, span_id })
     }
 
     /// Puts an exchange of another worker among those in flight, for the call that asked for it.
     pub fn lend(&self, asked: Asked, told: &[u8]) -> Option<Lent> {
-        let mut inbound = read(told).filter(|inbound| inbound.trace_id == asked.trace_id)?;
-        // The member is ours alone, so it is right where several exchanges of one trace are in flight.
-        inbound.span_id = asked.named.unwrap_or(inbound.span_id);
+        let inbound = read(told)?;
         let Inbound { trace_id, span_id, .. } = inbound;
+        if (trace_id, span_id) != (asked.trace_id, asked.span_id) {
+            return None; // another one stands in its place
+        }
         self.insert_lent(inbound).map(|place| Lent { place, trace_id, span_id })
     }
 

@@ -157,6 +157,8 @@ struct Shared {
     learned: [Learned; 2],
     /// By route: exchanges with calls that lost the context, and that handed it on.
     contexts: Vec<[u64; 2]>,
+    /// Whether somebody was seen to write another context over ours.
+    overwritten: bool,
     counters: Counters,
     untouched: Vec<(&'static str, u64)>,
     #[expect(
@@ -189,6 +191,8 @@ struct Stranger {
 struct Belonging {
     inbound: Option<Inbound>,
     place: Option<Place>,
+    /// Whether somebody else wrote the context that the application copied.
+    overwritten: bool,
     /// Whether there were exchanges in flight that a call without context may belong to.
     in_flight: bool,
     /// The newest of them that are sampled.
@@ -216,6 +220,7 @@ impl Tracer {
             requests: Requests::new(seed),
             learned: Default::default(),
             contexts: Vec::new(),
+            overwritten: false,
             counters: Counters::default(),
             untouched: Vec::new(),
             spare: Vec::new(),
@@ -705,6 +710,16 @@ impl Tracer {
         Decision { sampled, ..decision }
     }
 
+    /// Spans that are made whatever the bound of spans a second says count against it: later ones are left out.
+    pub(super) fn owe(&self, spans: u64, now: Now) {
+        if self.config.spans_per_second == 0 {
+            return;
+        }
+        if let Some(budget) = &mut self.lock().budget {
+            budget.owe(spans, now);
+        }
+    }
+
     /// Finds the client span's parent and, where the application's own SDK did not sample, follows our own
     /// inbound decision instead (rules 2 and 3).
     fn place_under(&self, trace: &mut Trace, context: &Context, belonging: &Belonging) {
@@ -715,12 +730,16 @@ impl Tracer {
         }
         let Some(inbound) = &belonging.inbound else { return };
         let is_ours = context.span_id == Some(inbound.span_id);
+        // Where somebody writes over our context towards the application, what it copies is what our span will be
+        // called.
+        let copied = context.span_id.filter(|_| belonging.overwritten);
+        let inbound_id = copied.unwrap_or(inbound.span_id);
         if !is_ours && inbound.flags.sampled() && trace.reason == Reason::Parent {
             trace.flags = trace.flags.with_sampled(true);
             trace.recorded = self.config.recording;
         }
         if inbound.flags.sampled() || inbound.kept {
-            trace.parent = Some(Parent { span_id: inbound.span_id, remote: false });
+            trace.parent = Some(Parent { span_id: inbound_id, remote: false });
         } else {
             trace.doubt = belonging.place.map(|place| Doubt::Inbound(place, inbound.span_id));
         }
@@ -735,11 +754,14 @@ impl Tracer {
         shared.count_invalid(reading.invalid, state_ok);
         let mut belonging = Belonging::default();
         if let Some(context) = reading.context {
-            if let Some((place, inbound)) = shared.in_flight.find(context.trace_id, named.or(context.span_id))
-            {
+            let found = shared.in_flight.find(context.trace_id, named.or(context.span_id));
+            // Our own member names one exchange: when that is over, no other one of its trace stands in for it.
+            let is_named = |span_id| named.is_none_or(|named| named == span_id);
+            if let Some((place, inbound)) = found.filter(|(_, inbound)| is_named(inbound.span_id)) {
                 inbound.calls_with_context = inbound.calls_with_context.saturating_add(1);
                 belonging.inbound = Some(inbound.clone());
                 belonging.place = Some(place);
+                belonging.overwritten = shared.overwritten && named.is_none();
             }
             return belonging;
         }
@@ -948,11 +970,16 @@ impl Tracer {
         trace.in_flight = shared.in_flight.insert(inbound);
     }
 
-    /// Whether the exchange that a call names, else any of its trace, is in flight here.
-    pub(super) fn knows(&self, trace_id: crate::ids::TraceId, named: Option<SpanId>) -> bool {
+    /// Whether the exchange that a call names is in flight here.
+    pub(super) fn knows(&self, trace_id: crate::ids::TraceId, named: SpanId) -> bool {
         let mut shared = self.lock();
-        let found = shared.in_flight.find(trace_id, named);
-        found.is_some_and(|(_, inbound)| named.is_none_or(|named| inbound.span_id == named))
+        let found = shared.in_flight.find(trace_id, Some(named));
+        found.is_some_and(|(_, inbound)| inbound.span_id == named)
+    }
+
+    /// Somebody writes another context over ours, towards the application ([`Exchange::adopt`]).
+    pub fn told_overwritten(&self) {
+        self.lock().overwritten = true;
     }
 
     pub(super) fn insert_lent(&self, inbound: Inbound) -> Option<Place> {

@@ -174,7 +174,7 @@ settings! {
         adaptive_window_ms: u64 = "300000", number::<1000, 3_600_000>, "adaptive-window", ["THROUGHLINE_ADAPTIVE_WINDOW"];
             "Milliseconds of the sliding window, which is judged ten times in its length. The rate falls back when the window is below four fifths of both thresholds."
         spans_per_second: u64 = "0", number::<0, 1_000_000>, "spans-per-second", ["THROUGHLINE_SPANS_PER_SECOND"];
-            "Spans a second that the sidecar chooses to make, by whatever rule. Spans of traces that a caller chose, and of exchanges that a kept one waited for, are made all the same and count. 0: no bound."
+            "Spans a second that the sidecar chooses to make, by whatever rule. Spans of traces that a caller chose, of messages in a batch, and of exchanges that a kept one waited for, are made all the same and count: later ones are left out for them. 0: no bound."
     }
     "Messages" {
         event_context: EventContext = "rewrite", value::event_context, "cloudevents-traceparent", ["THROUGHLINE_CLOUDEVENTS_TRACEPARENT"];

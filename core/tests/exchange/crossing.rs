@@ -33,9 +33,8 @@ fn a_call_on_another_worker_gets_back_what_the_application_did_not_forward() {
         ("baggage", "plan=gold"),
         ("x-operation-name", "checkout"),
     ]);
-    let (trace_id, announcement) = inbound.announcement().unwrap();
-    assert_eq!(trace_id.to_string(), TRACE);
-    assert!(inbound.announced(&announcement));
+    let (named, announcement) = inbound.announcement().unwrap();
+    assert_eq!(named.to_string(), "0000000000000001");
     let forwarded = [("traceparent", "00-4b1d0f7a2c3e5d6f8091a2b3c4d5e6f7-0000000000000001-01")];
 
     let (sent, _) = told(Some(&announcement), INSIDE, &forwarded);
@@ -54,13 +53,14 @@ fn an_sdk_that_does_not_sample_hangs_its_call_under_the_other_workers_span() {
     let (inbound, _) = world.inbound(&[("traceparent", SAMPLED)]);
     let (_, announcement) = inbound.announcement().unwrap();
     let own = span_id(&inbound);
-    let (sent, span) = told(Some(&announcement), INSIDE, &[("traceparent", OF_APPLICATION)]);
+    let forwarded = [("traceparent", OF_APPLICATION), ("tracestate", "tl=0000000000000001")];
+    let (sent, span) = told(Some(&announcement), INSIDE, &forwarded);
     assert!(value(&sent, "traceparent").ends_with("-01"));
     assert_eq!(parent_of(&span.unwrap()), own);
-    assert!(told(None, INSIDE, &[("traceparent", OF_APPLICATION)]).1.is_none());
-    // Where several exchanges of a trace are in flight, our own member says which one it is.
-    let named = [("traceparent", OF_APPLICATION), ("tracestate", "tl=00000000000000aa")];
-    assert_eq!(parent_of(&told(Some(&announcement), INSIDE, &named).1.unwrap()), "00000000000000aa");
+    assert!(told(None, INSIDE, &forwarded).1.is_none());
+    // Another exchange of the same trace: nothing of it may be taken for this one's.
+    let of_another = [("traceparent", OF_APPLICATION), ("tracestate", "tl=00000000000000aa")];
+    assert!(told(Some(&announcement), INSIDE, &of_another).1.is_none());
 }
 
 #[test]

@@ -40,6 +40,9 @@ const ENVOYS_OWN: &[&str] = &[
     "worker-threads",
 ];
 
+/// As the shipped file has it for its own routes.
+const BUFFER: u64 = 8_388_608;
+
 /// Protocols that the scenarios upgrade to. Envoy wants each one named.
 const UPGRADES: &[&str] = &["shouting/1", "x"];
 
@@ -215,7 +218,7 @@ impl Bootstrap {
         let upstream = self.setting("inbound-upstream").expect("an application").to_owned();
         self.add_cluster("application", &upstream);
         let routes = json!([{"match": {"prefix": "/"}, "route": self.route("application")}]);
-        json!([{"name": "application", "domains": ["*"], "routes": routes}])
+        json!([{"name": "application", "domains": ["*"], "routes": routes, "request_body_buffer_limit": BUFFER}])
     }
 
     /// By fixed routes, and else to wherever the request says.
@@ -228,7 +231,13 @@ impl Bootstrap {
             let domains =
                 if name.contains(':') { vec![name] } else { vec![name.clone(), format!("{name}:*")] };
             let routes = json!([{"match": {"prefix": "/"}, "route": self.route(&cluster)}]);
-            hosts.push(json!({"name": cluster, "domains": domains, "routes": routes}));
+            let host = json!({
+                "name": cluster,
+                "domains": domains,
+                "routes": routes,
+                "request_body_buffer_limit": BUFFER,
+            });
+            hosts.push(host);
         }
         let mut routes = self.pubsub_routes();
         let names = json!({
@@ -272,7 +281,13 @@ impl Bootstrap {
             json!({"match": {"connect_matcher": {}}, "route": {"cluster": "anywhere", "upgrade_configs": [tunnel]}}),
             json!({"match": {"prefix": "/"}, "route": self.route("anywhere")}),
         ]);
-        hosts.push(json!({"name": "anywhere", "domains": ["*"], "routes": routes}));
+        let anywhere = json!({
+            "name": "anywhere",
+            "domains": ["*"],
+            "routes": routes,
+            "request_body_buffer_limit": BUFFER,
+        });
+        hosts.push(anywhere);
         Value::Array(hosts)
     }
 

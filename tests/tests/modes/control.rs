@@ -249,7 +249,7 @@ async fn a_mounted_file_changes_the_same_and_a_wrong_one_changes_nothing() {
         .books_when("off", |books| books.sum("throughline_tracing_mode", &[("mode", "off")]) == 1)
         .await;
     std::fs::remove_file(volume.join("control.yaml")).expect("removed");
-    orders.sidecar.logged(wrong("want a readable file")).await;
+    orders.sidecar.logged(wrong("want a readable, regular file")).await;
     assert_eq!(status(&orders).await["mode"], "off");
     // A call wins over the file.
     call(&orders, "mode", json!({"mode": "hybrid"})).await;

@@ -255,3 +255,10 @@ fn tracing_that_is_off_touches_nothing() {
     assert_eq!(stream.upstream_head(), &head);
     assert!(scene.spans().is_empty());
 }
+
+#[test]
+fn an_answer_of_the_upstreams_after_tries_in_vain_is_its_own() {
+    const RETRY_LIMIT_EXCEEDED: i64 = 0x8000;
+    let call = ended("outbound", RETRY_LIMIT_EXCEEDED, "via_upstream", Some(("503", true)));
+    call.says(&[("http.response.status_code", "503"), ("error.type", "503")]);
+}

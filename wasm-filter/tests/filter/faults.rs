@@ -111,12 +111,13 @@ impl World {
         // A head that waits for its body, and one whose caller leaves.
         let vm = &mut self.vm;
         let waits = vm.open(inbound);
-        vm.head(waits, Side::Request, request("POST", "/push", &json), false);
+        let event = [("content-type", "application/cloudevents+json")];
+        vm.head(waits, Side::Request, request("POST", "/push", &event), false);
         let leaves = vm.open(inbound);
-        vm.head(leaves, Side::Request, request("POST", "/push", &json), false);
+        vm.head(leaves, Side::Request, request("POST", "/push", &event), false);
         vm.body(leaves, Side::Request, b"{", false);
         vm.finish(leaves);
-        vm.pass(150);
+        vm.pass(1_200);
         vm.body(waits, Side::Request, b"{}", true);
         vm.head(waits, Side::Response, answer("200", &[]), true);
         assert_eq!(vm.finish(waits).request().sent, b"{}");
@@ -268,10 +269,10 @@ fn a_head_that_can_not_be_let_go_on_is_tried_again() {
         for code in status::FAILURES {
             let mut scene = inbound(SETTINGS);
             let id = scene.vm.open(scene.root);
-            let head = request("POST", "/push", &[("content-type", "application/json")]);
+            let head = request("POST", "/push", &[("content-type", "application/cloudevents+json")]);
             scene.vm.head(id, Side::Request, head, false);
             scene.vm.fail(Fault::Every(function, code));
-            scene.vm.pass(300);
+            scene.vm.pass(1200);
             assert!(scene.vm.stream(id).request().head_held);
             scene.vm.fail(Fault::None);
             scene.vm.pass(300);

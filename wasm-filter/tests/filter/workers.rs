@@ -82,6 +82,7 @@ fn a_worker_that_is_alone_shares_nothing() {
     let mut vm = envoy.worker();
     let root = vm.plugin(&configuration("inbound", ""));
     exchange(&mut vm, root, request("GET", "/", &[]), "200");
+    vm.pass(15_000); // others would have come by now
     let before = vm.state().called.get("proxy_set_shared_data").copied();
     for _ in 0..10 {
         exchange(&mut vm, root, request("GET", "/", &[]), "200");
@@ -124,7 +125,7 @@ fn nothing_of_one_worker_is_believed_where_the_shared_place_holds_garbage() {
         first.0.head(id, Side::Response, answer("200", &[]), true);
         first.0.finish(id);
         let left = first.0.envoy.shared.borrow().get(&keys[0]).unwrap().0.clone();
-        assert_eq!(left, garbage, "what is not its own is not taken back");
+        assert!(left.is_empty(), "nothing stands in the place of an exchange that is over");
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use wire::{backend, floor, load_fixed, load_http1, load_http2, load_idle, sink};
 
 const USAGE: &str = "\
-throughline-bench side-by-side [--quick] [--only h1,h2,grpc,body,idle,open] [--candidates NAME,...]
+throughline-bench side-by-side [--quick] [--only h1,h2,grpc,body,idle,open,count-h1,count-h2] [--candidates NAME,...]
                                [--repetitions N] [--seconds N] [--write]
   --quick        one short repetition: only whether everything works
   --only         these scenarios

@@ -38,6 +38,10 @@ pub(crate) enum Scenario {
     Large,
     Idle,
     Open,
+    /// Instructions instead of time, HTTP/1.1.
+    Count1,
+    /// The same, HTTP/2.
+    Count2,
 }
 
 pub(crate) const CANDIDATES: [Candidate; 12] = [
@@ -55,8 +59,16 @@ pub(crate) const CANDIDATES: [Candidate; 12] = [
     Candidate::EnvoyTracer512,
 ];
 
-pub(crate) const SCENARIOS: [Scenario; 6] =
-    [Scenario::Http1, Scenario::Http2, Scenario::Grpc, Scenario::Large, Scenario::Idle, Scenario::Open];
+pub(crate) const SCENARIOS: [Scenario; 8] = [
+    Scenario::Http1,
+    Scenario::Http2,
+    Scenario::Grpc,
+    Scenario::Large,
+    Scenario::Idle,
+    Scenario::Open,
+    Scenario::Count1,
+    Scenario::Count2,
+];
 
 impl Candidate {
     /// Its name on the command line.
@@ -127,16 +139,12 @@ impl Candidate {
         match self {
             Self::Direct => scenario == Scenario::Open,
             // nginx speaks no HTTP/2 to upstreams.
-            Self::Nginx => !matches!(scenario, Scenario::Http2 | Scenario::Grpc),
+            Self::Nginx => !scenario.by_http2() && !scenario.counts(),
             Self::Sidecar1 | Self::FloorStealing => matches!(scenario, Scenario::Http1 | Scenario::Http2),
-            Self::EnvoyTracer512 => scenario != Scenario::Idle,
-            Self::Floor
-            | Self::Haproxy
-            | Self::SidecarOff
-            | Self::Sidecar100
-            | Self::EnvoyOff
-            | Self::EnvoyFilter
-            | Self::EnvoyTracer => true,
+            Self::Floor | Self::SidecarOff | Self::Sidecar100 => true,
+            _ if scenario.counts() => false,
+            Self::EnvoyTracer512 => scenario != Scenario::Idle && !scenario.counts(),
+            Self::Haproxy | Self::EnvoyOff | Self::EnvoyFilter | Self::EnvoyTracer => true,
         }
     }
 }
@@ -151,6 +159,8 @@ impl Scenario {
             Self::Large => "body",
             Self::Idle => "idle",
             Self::Open => "open",
+            Self::Count1 => "count-h1",
+            Self::Count2 => "count-h2",
         }
     }
 
@@ -162,12 +172,19 @@ impl Scenario {
             Self::Large => "100 KB up and 100 KB down, HTTP/1.1, 32 connections",
             Self::Idle => "10,000 idle connections",
             Self::Open => "latency at 2,000 requests a second, 32 connections",
+            Self::Count1 => "instructions outside of the kernel, HTTP/1.1",
+            Self::Count2 => "instructions outside of the kernel, HTTP/2",
         }
     }
 
     /// Whether what is asked for goes by HTTP/2.
     pub(crate) fn by_http2(self) -> bool {
-        matches!(self, Self::Http2 | Self::Grpc)
+        matches!(self, Self::Http2 | Self::Grpc | Self::Count2)
+    }
+
+    /// Whether instructions are counted: that takes no quiet machine, but callgrind, which is slow.
+    pub(crate) fn counts(self) -> bool {
+        matches!(self, Self::Count1 | Self::Count2)
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) fn start(command: &Command, core: usize, class: Class, log: Option<&P
     if class == Class::RealTime && may_run_in_real_time() {
         through.args(["chrt", "-r", "1"]);
     }
+    // Whoever ends this run ends what it started.
+    through.args(["setpriv", "--pdeathsig", "KILL"]);
     through.args(["taskset", "-c", &core.to_string()]).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
@@ -77,6 +79,17 @@ impl Process {
     /// Resident memory of it and its children, in KiB.
     pub(crate) fn rss_kib(&self) -> u64 {
         tree(self.pid()).into_iter().map(rss_kib).sum()
+    }
+
+    /// Schedules all of its threads, and its children, in this way, where we may.
+    pub(crate) fn schedule(&self, class: Class) {
+        let how: &[&str] = match class {
+            Class::Usual => &["-a", "-o", "-p", "0"],
+            Class::RealTime => &["-a", "-r", "-p", "1"],
+        };
+        for pid in tree(self.pid()) {
+            let _ = Command::new("chrt").args(how).arg(pid.to_string()).output();
+        }
     }
 
     /// Asks it to end, waits a while, and ends it.

@@ -112,6 +112,7 @@ fn tables(results: &Results) -> String {
             Scenario::Http1 | Scenario::Http2 | Scenario::Grpc | Scenario::Large => cost(results, scenario),
             Scenario::Idle => idle(results),
             Scenario::Open => latency(results),
+            Scenario::Count1 | Scenario::Count2 => counts(results, scenario),
         };
         out += "\n";
     }
@@ -212,6 +213,25 @@ fn latency(results: &Results) -> String {
     out
 }
 
+fn counts(results: &Results, scenario: Scenario) -> String {
+    let mut out =
+        "| | instructions a request | × floor | over Throughline off | requests |\n|---|--:|--:|--:|--:|\n"
+            .to_owned();
+    let median = |candidate| results.median(scenario, candidate, "instructions");
+    for candidate in results.shown(scenario) {
+        let Some(instructions) = median(candidate) else { continue };
+        let over = median(Candidate::SidecarOff).filter(|_| candidate == Candidate::Sidecar100);
+        out += &format!(
+            "| {} | {instructions:.0} | {} | {} | {:.0} |\n",
+            candidate.name(),
+            results.ratio(scenario, candidate, "instructions", median(Candidate::Floor)),
+            over.map_or("–".to_owned(), |off| format!("{:+.1} %", (instructions / off - 1.0) * 100.0)),
+            results.median(scenario, candidate, "answers").unwrap_or(f64::NAN),
+        );
+    }
+    out
+}
+
 /// The page and its plots, by their names in `docs/`.
 pub(crate) fn files(results: &Results) -> Vec<(&'static str, String)> {
     let costs = [Scenario::Http1, Scenario::Http2, Scenario::Grpc, Scenario::Large];
@@ -277,7 +297,8 @@ const HOW: &str = "\
 - **The floor** is a proxy on hyper and tokio, on a runtime of one thread, with a pool and without checks, limits, timeouts or metrics.
 - **Throughline** runs at its defaults with all attributes, by gRPC; at 1 % the requests carry no context, so that the decision is its own. In Envoy it is the filter of this repository, with all attributes at 100 %.
 - **Envoy's tracer** exports by gRPC at 100 %, with its default of five spans an export and with 512; it flushes once a second as ours does. Ratios are to whichever of the two does better.
-- **Latency** is open loop: a request is due each half millisecond whether or not earlier answers are there, and its latency counts from when it was due (the correction for coordinated omission). *Added* is what lies above asking the application without a proxy.
+- **Latency** is open loop: a request is due each half millisecond whether or not earlier answers are there, and its latency counts from when it was due (the correction for coordinated omission). Proxy, application and generator run before all else on the machine there (`SCHED_RR`), where that is allowed. *Added* is what lies above asking the application without a proxy.
 - **Idle connections** have each carried one request. Their memory is resident memory with them, less without them, by their number.
+- **Instructions** are those of the process outside of the kernel, by callgrind, over all requests of one round; they need no quiet machine.
 - **Core busy** is the share of its core that the proxy used while it was asked. Where it is far below 100 %, requests a second are the generator's, and CPU time includes more waking up.
 ";

@@ -36,8 +36,8 @@ impl Found {
 /// The backend and the sink, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    _backend: Process,
-    _sink: Process,
+    backend: Process,
+    sink: Process,
 }
 
 impl Stage {
@@ -51,7 +51,7 @@ impl Stage {
         let mut sink = own(&["sink", &address(port::SINK), &address(port::COUNTS)], "sink.log")?;
         wait_for(port::BACKEND, &mut backend)?;
         wait_for(port::COUNTS, &mut sink)?;
-        Ok(Self { _backend: backend, _sink: sink })
+        Ok(Self { backend, sink })
     }
 }
 
@@ -102,12 +102,18 @@ fn ask(arguments: &[&str], class: Class) -> Result<BTreeMap<String, f64>, String
 /// One round of one candidate.
 pub(crate) fn round(
     peers: &Peers,
+    stage: &Stage,
     folder: &Path,
     candidate: Candidate,
     scenario: Scenario,
     size: Size,
 ) -> Result<Found, String> {
     let command = peers.command(candidate, scenario).map_err(|error| error.to_string())?;
+    let counts = folder.join("callgrind.out");
+    let command = match scenario.counts() {
+        true => command.map(|command| under_callgrind(&command, &counts)),
+        false => command,
+    };
     let log = folder.join(format!("{}.log", candidate.key()));
     let mut proxy = match &command {
         Some(command) => {
@@ -122,7 +128,15 @@ pub(crate) fn round(
     if let Some(proxy) = &mut proxy {
         wait_for(port::PROXY, proxy).map_err(|why| format!("{why}; it says: {}", said()))?;
     }
-    let found = measure(proxy.as_ref(), candidate, scenario, size);
+    // In the open loop all is mostly idle; what else the machine does shall not stand in the latencies.
+    let class = if scenario == Scenario::Open { Class::RealTime } else { Class::Usual };
+    for process in [&stage.backend, &stage.sink].into_iter().chain(&proxy) {
+        process.schedule(class);
+    }
+    let found = match &proxy {
+        Some(proxy) if scenario.counts() => count(proxy, &counts, candidate, scenario, size),
+        proxy => measure(proxy.as_ref(), candidate, scenario, size),
+    };
     if let Some(proxy) = &mut proxy {
         proxy.stop();
     }
@@ -141,9 +155,9 @@ fn measure(
     let closed = |time: Duration| -> Result<_, String> {
         let kind = match scenario {
             Scenario::Large => "load-large",
-            Scenario::Http2 => "load-http2",
+            Scenario::Http2 | Scenario::Count2 => "load-http2",
             Scenario::Grpc => "load-grpc",
-            Scenario::Http1 | Scenario::Idle | Scenario::Open => "load-http1",
+            Scenario::Http1 | Scenario::Idle | Scenario::Open | Scenario::Count1 => "load-http1",
         };
         ask(&[kind, &to, context, &millis(time)], Class::Usual)
     };
@@ -186,6 +200,66 @@ fn measure(
     if scenario == Scenario::Open {
         judge_rate(&seen)?;
     }
+    Ok(found)
+}
+
+/// The same command, its instructions counted from when it is told.
+fn under_callgrind(command: &Command, counts: &Path) -> Command {
+    let mut through = Command::new("valgrind");
+    through.arg("--tool=callgrind").arg(format!("--callgrind-out-file={}", counts.display()));
+    through.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => through.env(name, value),
+            None => through.env_remove(name),
+        };
+    }
+    through
+}
+
+/// Instructions of a request, what its export takes included.
+fn count(
+    proxy: &Process,
+    counts: &Path,
+    candidate: Candidate,
+    scenario: Scenario,
+    size: Size,
+) -> Result<Found, String> {
+    let (to, kind) = (address(port::PROXY), if scenario.by_http2() { "load-http2" } else { "load-http1" });
+    let closed =
+        |time: Duration| ask(&[kind, &to, "with-context", &time.as_millis().to_string()], Class::Usual);
+    let control = |what: &str| {
+        let output = Command::new("callgrind_control").args([what, &proxy.pid().to_string()]).output();
+        output.map_err(|error| format!("callgrind_control: {error}"))
+    };
+    // Everything is fifty times slower.
+    closed(size.warm * 3)?;
+    std::thread::sleep(size.settle);
+    let before = spans()?;
+    control("-z")?;
+    let seen = closed(size.asked * 4)?;
+    std::thread::sleep(size.settle);
+    let first = counts.with_extension("out.1");
+    let _ = std::fs::remove_file(&first);
+    control("-d")?;
+    let until = Instant::now() + Duration::from_secs(10);
+    let total = loop {
+        let text = std::fs::read_to_string(&first).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("totals: "));
+        match line.and_then(|total| total.trim().parse::<f64>().ok()) {
+            Some(total) => break total,
+            None if Instant::now() > until => return Err("callgrind wrote no counts".to_owned()),
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    let _ = std::fs::remove_file(&first);
+    let answers = seen.get("answers").copied().unwrap_or(f64::NAN);
+    let spans = (spans()? - before) / answers;
+    judge_spans(candidate, spans)?;
+    let mut found = Found::default();
+    found.0.insert("instructions", total / answers);
+    found.0.insert("answers", answers);
+    found.0.insert("spans", spans);
     Ok(found)
 }
 

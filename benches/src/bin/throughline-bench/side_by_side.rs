@@ -100,15 +100,19 @@ fn positive(name: &str, text: &str) -> Result<f64, String> {
 }
 
 /// Runs everything that was asked for.
-pub(crate) fn run(options: Options) -> Result<(), String> {
+pub(crate) fn run(mut options: Options) -> Result<(), String> {
     let root = root()?;
     let folder = root.join("target/bench");
     std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     if machine::cores() < 2 {
         return Err("want two cores: one for the proxy, one for everything else".to_owned());
     }
-    for tool in ["taskset", "prlimit"] {
+    for tool in ["taskset", "prlimit", "setpriv"] {
         find(tool).ok_or_else(|| format!("{tool} is missing: apt-get install util-linux"))?;
+    }
+    if find("valgrind").is_none() && options.scenarios.iter().any(|one| one.counts()) {
+        println!("\nSKIPPED: instructions: valgrind is missing: apt-get install valgrind\n");
+        options.scenarios.retain(|one| !one.counts());
     }
     let peers = Peers::found(&root, &folder);
     let mut results = Results { machine: machine::describe(), ..Results::default() };
@@ -119,15 +123,18 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
     for (name, value) in &results.machine {
         println!("{name}: {value}");
     }
-    let _stage = Stage::set(&folder)?;
+    let stage = Stage::set(&folder)?;
     for repetition in 0..options.repetitions {
         for scenario in &options.scenarios {
             let taking_part: Vec<_> =
                 candidates.iter().copied().filter(|one| one.takes_part(*scenario)).collect();
+            if scenario.counts() && repetition > 0 {
+                continue; // a count repeats to within a percent
+            }
             for turn in 0..taking_part.len() {
                 // Nobody is always the first, or always behind the same other.
                 let candidate = taking_part[(turn + repetition * 3) % taking_part.len()];
-                let found = round(&peers, &folder, candidate, *scenario, options.size());
+                let found = round(&peers, &stage, &folder, candidate, *scenario, options.size());
                 tell(repetition, *scenario, candidate, &found);
                 match found {
                     Ok(found) => results.rounds.entry((*scenario, candidate)).or_default().push(found),
@@ -136,6 +143,7 @@ pub(crate) fn run(options: Options) -> Result<(), String> {
             }
         }
     }
+    results.machine.push(("load after the run".to_owned(), format!("{:.2}", machine::load())));
     finish(&options, &root, &results)
 }
 

@@ -442,6 +442,7 @@ impl<'a, I: Ids> Desk<'a, I> {
             let name = self.messaging.name(verb, names);
             let flags = own.flags;
             let span_id = own.span_id;
+            self.tracer.owe(1, self.now);
             self.messaging.pending.push(MessageSpan {
                 trace_id,
                 span_id,
