@@ -66,8 +66,9 @@ bench-core: ## what an exchange and an edited event cost in core: time and alloc
 fmt: ## format the code
 	@cargo fmt --all
 
-reference: ## write docs/settings.md from the table of settings
+reference: ## write docs/settings.md and docs/metrics.md from their tables
 	@cargo run -q -p throughline-proxy -- --print-reference > docs/settings.md
+	@cargo run -q -p throughline-proxy -- --print-metrics > docs/metrics.md
 
 clean: ## remove what was built
 	@cargo clean

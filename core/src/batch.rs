@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use crate::exchange::Now;
 use crate::limits::{BATCH_BYTES_MAX, QUEUE_BYTES_MAX, SPAN_BYTES_MAX};
-use crate::otlp::Span;
+use crate::otlp::{Kind, Span};
 
 /// Where finished spans go.
 pub trait SpanSink {
@@ -111,6 +111,8 @@ fn field_len(fields: &[u8]) -> Option<usize> {
 pub struct Books {
     /// Finished spans handed in.
     pub created: u64,
+    /// The same by kind, in the order of [`Kind::ALL`].
+    pub created_by_kind: [u64; Kind::ALL.len()],
     /// Spans that a collector took.
     pub exported: u64,
     /// Spans waiting or under way.
@@ -216,6 +218,9 @@ impl Batch {
 impl SpanSink for Batch {
     fn span(&mut self, span: &Span<'_>, now: Now) {
         self.books.created += 1;
+        if let Some(created) = self.books.created_by_kind.get_mut(span.kind.place()) {
+            *created += 1;
+        }
         if self.chunks.back().is_none_or(|back| self.is_full(back)) {
             let bytes = self.spare.pop().unwrap_or_default();
             self.chunks.push_back(Chunk { bytes, start: 0, spans: 0, opened: now });

@@ -26,6 +26,7 @@ pub mod names;
 pub mod operation;
 pub mod otlp;
 pub mod peer;
+pub mod prometheus;
 pub mod propagation;
 pub mod redact;
 pub mod route;

@@ -48,12 +48,16 @@ pub const SPARE_BUFFER_BYTES_MAX: usize = 16_384;
 pub const METRIC_OPERATIONS_MAX: usize = 200;
 /// Distinct peers (service and namespace) in metric labels; further ones count as `_other`.
 pub const METRIC_PEERS_MAX: usize = 500;
-/// Distinct server addresses in metric labels; further ones count as `_other`.
+/// Distinct hosts and ports of outbound requests in metric labels; further ones count as `_other`.
 pub const METRIC_ADDRESSES_MAX: usize = 200;
 /// Distinct `error.type` values in metric labels; further ones count as `_other`.
 pub const METRIC_ERRORS_MAX: usize = 100;
-/// Series of one request metric; further combinations add to the overflow series.
-pub const METRIC_SERIES_MAX: usize = 4_000;
+/// Series of the request metrics, OpenTelemetry's own default; further combinations add to the overflow series.
+pub const METRIC_SERIES_MAX: usize = 2_000;
+/// Pairs of services in the service graph; further ones count as `_other`.
+pub const METRIC_EDGES_MAX: usize = 300;
+/// Names of spans, by kind and status, in the span metrics; further ones count as `_other`.
+pub const METRIC_SPAN_NAMES_MAX: usize = 500;
 
 /// Bytes of finished spans held for export, however few they are. At the bound the oldest go first.
 pub const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;

@@ -17,8 +17,10 @@ mod steady {
         Version,
     };
     use throughline_core::ids::{Ids, SpanId, TraceId};
+    use throughline_core::limits::METRIC_SERIES_MAX;
     use throughline_core::mesh::Mesh;
     use throughline_core::peer::Peer;
+    use throughline_core::prometheus::{Form, Text};
     use throughline_core::redact::Query;
     use throughline_core::sampling::{Root, Sampler};
 
@@ -210,6 +212,87 @@ mod steady {
         let kept = LIVE_BYTES.get() - before;
         assert!(kept < 16 << 20, "{kept} bytes");
         assert_eq!(batch.books().held, 10);
+    }
+
+    /// The number as letters, so that no part of a path looks like an id.
+    fn letters(out: &mut String, mut number: u32) {
+        for _ in 0..5 {
+            out.push(char::from(b'a' + (number % 26) as u8));
+            number /= 26;
+        }
+    }
+
+    /// Callers and applications that make up a name for everything: operations, hosts, paths, methods, peers.
+    #[test]
+    fn a_million_names_of_everything_keep_series_and_memory_within_their_bounds() {
+        const MANY: u32 = 1_000_000;
+        let tracer = tracer(Root::AlwaysOff);
+        let mut batch =
+            Batch::new(Bounds { queue_spans_max: 2048, chunk_spans_max: 512, flush_after_ms: 1000 });
+        let (mut ids, mut carrier, mut now) = (Counting(0), Fixed::default(), Now::default());
+        let mut text = [const { String::new() }; 5];
+        let before = LIVE_BYTES.get();
+        for number in 0..MANY {
+            let [path, method, operation, host, peer] = &mut text;
+            for one in [&mut *path, &mut *method, &mut *operation, &mut *host, &mut *peer] {
+                one.clear();
+            }
+            path.push('/');
+            method.push('M');
+            peer.push_str("service=");
+            for one in [&mut *path, &mut *method, &mut *operation, &mut *host, &mut *peer] {
+                letters(one, number);
+            }
+            let direction = if number % 2 == 0 { Direction::Inbound } else { Direction::Outbound };
+            // The first ones combine a few names instead, which is what fills the series.
+            let few = number < 20_000;
+            if few {
+                operation.truncate(1);
+                host.truncate(2);
+                path.truncate(2);
+                peer.truncate(9);
+            }
+            carrier.fill(&[("x-operation-name", operation), ("throughline-peer", peer)]);
+            let head = RequestHead {
+                direction,
+                path: path.as_bytes(),
+                method: if few { "GET" } else { method },
+                authority: host.as_bytes(),
+                query: None,
+                ..HEAD
+            };
+            now.mono_nanos += 1_000_000;
+            let mut exchange = tracer.begin(&head, &mut carrier, now, &mut ids);
+            carrier.fill(&[("throughline-peer", peer)]);
+            exchange.response(&tracer, 200 + (number % 7) as u16, &mut carrier);
+            let _ = tracer.end(exchange, Outcome::Complete, now, &mut batch);
+        }
+        let grown = LIVE_BYTES.get() - before;
+        assert!(grown < 16 << 20, "{grown} bytes");
+
+        const PIECE: usize = 64 * 1024;
+        let (mut numbers, mut text) = (tracer.numbers(true), Text::new(Form::OpenMetrics));
+        let (mut series, mut total, mut most, mut more) = (0, 0, 0, true);
+        let mut rest = String::new();
+        while more {
+            more = numbers.write(&mut text, PIECE);
+            let piece = text.take();
+            assert!(piece.len() < PIECE + 16 * 1024, "a piece of {} bytes", piece.len());
+            most = most.max(LIVE_BYTES.get() - before - grown);
+            rest.push_str(&piece);
+            let whole = rest.rfind('\n').map_or(0, |end| end + 1);
+            for line in rest[..whole].lines().filter(|line| line.starts_with("http_")) {
+                let Some((name, count)) = line.rsplit_once(' ') else { continue };
+                if name.split('{').next().is_some_and(|name| name.ends_with("_count")) {
+                    series += 1;
+                    total += count.parse::<u32>().unwrap();
+                }
+            }
+            rest.drain(..whole);
+        }
+        assert_eq!(total, MANY, "every exchange counts");
+        assert!((1000..=METRIC_SERIES_MAX + 2).contains(&series), "{series} series");
+        assert!(most < 4 << 20, "{most} bytes while it was written");
     }
 
     #[test]

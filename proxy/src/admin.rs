@@ -7,18 +7,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use throughline_core::prometheus::Form;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::control;
+use crate::scrape::Scrape;
 use crate::sidecar::Sidecar;
+use crate::stats::Stats;
+
+/// What is answered: a text, or the metrics in pieces.
+type Page = Either<Full<Bytes>, Scrape>;
 
 /// Admin connections at once.
 const CONNECTIONS_MAX: usize = 64;
@@ -39,7 +45,8 @@ pub(crate) async fn serve(sidecar: Arc<Sidecar>, listener: TcpListener, drain: A
                 let (sidecar, drain) = (Arc::clone(&sidecar), Arc::clone(&drain));
                 async move {
                     if request.uri().path().starts_with("/api/tracing/") {
-                        return Ok::<_, Infallible>(control::answer(&sidecar, request, caller).await);
+                        let answer = control::answer(&sidecar, request, caller).await;
+                        return Ok::<_, Infallible>(answer.map(Either::Left));
                     }
                     Ok(answer(&sidecar, &request, caller, &drain))
                 }
@@ -59,7 +66,7 @@ fn answer(
     request: &Request<Incoming>,
     caller: SocketAddr,
     drain: &Notify,
-) -> Response<Full<Bytes>> {
+) -> Response<Page> {
     match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/livez") => text(StatusCode::OK, "alive\n"),
         (&Method::GET | &Method::HEAD, "/readyz") => match sidecar.readiness.check() {
@@ -67,9 +74,10 @@ fn answer(
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
         },
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            let body = sidecar.stats.prometheus(&sidecar.tracer, sidecar.spans.books());
-            let mut response = Response::new(Full::new(Bytes::from(body)));
-            let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+            let form = Form::asked(&accept.collect::<Vec<_>>().join(","));
+            let mut response = Response::new(Either::Right(Stats::scrape(sidecar, form)));
+            let kind = HeaderValue::from_static(form.content_type());
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }
@@ -90,8 +98,8 @@ fn answer(
     }
 }
 
-fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+fn text(status: StatusCode, text: &'static str) -> Response<Page> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from_static(text.as_bytes()))));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response

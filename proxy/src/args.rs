@@ -2,6 +2,7 @@
 //! version and reference page itself.
 
 use throughline_core::names::VERSION;
+use throughline_core::prometheus::table;
 use throughline_core::settings::{Found, Settings, Sources, help, reference};
 use throughline_settings_file::pairs;
 
@@ -36,6 +37,7 @@ pub(crate) fn read(args: impl Iterator<Item = String>) -> Result<Command, Vec<St
             "help" => return Ok(Command::Print(usage())),
             "version" => return Ok(Command::Print(format!("throughline-proxy {VERSION}\n"))),
             "print-reference" => return Ok(Command::Print(reference())),
+            "print-metrics" => return Ok(Command::Print(table::reference())),
             "check" => check = true,
             _ => {
                 let (key, value) = match flag.split_once('=') {
@@ -77,7 +79,8 @@ fn usage() -> String {
          \x20                      --outbound-listen 127.0.0.1:15001 --otel-traces-exporter console\n\n\
          Commands:\n  --help              this text\n  --version           the version\n  \
          --check             check the settings, say what is wrong, and stop\n  \
-         --print-reference   the reference page of all settings, in Markdown\n{}",
+         --print-reference   the reference page of all settings, in Markdown\n  \
+         --print-metrics     the reference page of all metrics, in Markdown\n{}",
         help()
     )
 }

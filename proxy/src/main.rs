@@ -12,6 +12,8 @@ mod listener;
 mod log;
 mod messages;
 mod moments;
+mod process;
+mod scrape;
 mod sidecar;
 mod stack;
 mod stall;

@@ -1,16 +1,21 @@
 //! The sidecar's own counters, and `/metrics` put together: ours, the exchanges' and the spans' books.
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use throughline_core::batch::{Books, Dropped};
 use throughline_core::exchange::Tracer;
 use throughline_core::keep::KeepReason;
-use throughline_core::metrics::prometheus_value;
 use throughline_core::mode::Mode;
-use throughline_core::names::VERSION;
+use throughline_core::names::{VERSION, attribute};
+use throughline_core::otlp::Kind;
+use throughline_core::prometheus::table::{self, Metric};
+use throughline_core::prometheus::{Form, Text};
+use throughline_core::settings::Settings;
 
 use crate::host::now;
+use crate::process;
+use crate::scrape::Scrape;
+use crate::sidecar::Sidecar;
 
 /// Which listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,6 +113,7 @@ pub(crate) struct Stats {
     reaped: Family<3>,
     exports: [Family<5>; 2],
     connects: Family<3>,
+    maybe_twice: AtomicU64,
     tunnel_bytes: AtomicU64,
     access_lines_dropped: AtomicU64,
 }
@@ -141,6 +147,11 @@ impl Stats {
         }
     }
 
+    /// So many spans are sent again although the collector may have them.
+    pub(crate) fn maybe_twice(&self, spans: usize) {
+        self.maybe_twice.fetch_add(spans as u64, Ordering::Relaxed);
+    }
+
     pub(crate) fn connect(&self, how: Connect) {
         self.connects.add(how as usize, 1);
     }
@@ -153,110 +164,130 @@ impl Stats {
         self.access_lines_dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Everything as Prometheus text.
-    pub(crate) fn prometheus(&self, tracer: &Tracer, books: Books) -> String {
-        let mut text = Text(String::with_capacity(16 * 1024));
-        text.head("throughline_build_info", "gauge", "Version of this sidecar.");
-        text.value("throughline_build_info", &[("version", VERSION)], 1);
-        spans(&mut text, books);
+    /// Everything as Prometheus has it: what fits one piece, and the exchanges' numbers behind it.
+    pub(crate) fn scrape(sidecar: &Sidecar, form: Form) -> Scrape {
+        let Sidecar { settings, tracer, spans: queue, stats, .. } = sidecar;
+        let mut text = Text::new(form);
+        text.head(&table::BUILD);
+        text.value(&table::BUILD, &[VERSION], 1);
+        target(&mut text, settings);
+        spans(&mut text, queue.books());
+        text.single(&table::SPANS_MAYBE_TWICE, stats.maybe_twice.load(Ordering::Relaxed));
         sampling(&mut text, tracer);
         exchanges(&mut text, tracer);
-        self.connections(&mut text);
-        self.exports(&mut text);
-        let mut text = text.0;
-        tracer.prometheus(&mut text);
-        text
+        stats.connections(&mut text, settings.connections_max);
+        stats.exports(&mut text);
+        process::write(&mut text);
+        Scrape::new(text, tracer.numbers(settings.graph_metrics))
     }
 
-    fn connections(&self, text: &mut Text) {
-        text.head("throughline_connections_total", "counter", "Connections accepted, by what they speak.");
+    fn connections(&self, text: &mut Text, most: u64) {
+        text.head(&table::CONNECTIONS);
         for (side, family) in Side::ALL.into_iter().zip(&self.connections) {
             for (protocol, count) in Protocol::LABELS.iter().zip(family.values()) {
-                let labels = [("side", side.as_str()), ("protocol", protocol)];
-                text.value("throughline_connections_total", &labels, count);
+                text.value(&table::CONNECTIONS, &[side.as_str(), protocol], count);
             }
         }
-        text.head("throughline_connections_open", "gauge", "Connections open.");
+        text.head(&table::CONNECTIONS_OPEN);
         for (side, count) in Side::ALL.into_iter().zip(self.connections_open.values()) {
-            text.value("throughline_connections_open", &[("side", side.as_str())], count);
+            text.value(&table::CONNECTIONS_OPEN, &[side.as_str()], count);
         }
-        let name = "throughline_requests_refused_total";
-        text.head(name, "counter", "Requests answered by the sidecar itself: illegal, or not allowed.");
-        text.family(name, "reason", Refusal::LABELS, &self.refused);
-        let name = "throughline_connections_reaped_total";
-        text.head(name, "counter", "Connections closed by the sidecar.");
-        text.family(name, "reason", Reaped::LABELS, &self.reaped);
-        let name = "throughline_connects_total";
-        text.head(name, "counter", "CONNECT requests on the outbound side.");
-        text.family(name, "result", Connect::LABELS, &self.connects);
-        text.single(
-            "throughline_tunnel_bytes_total",
-            "counter",
-            "Bytes that passed untouched because they are no cleartext HTTP, both ways.",
-            self.tunnel_bytes.load(Ordering::Relaxed),
-        );
-        text.single(
-            "throughline_access_log_dropped_total",
-            "counter",
-            "Lines of the access log that were dropped because standard output was too slow.",
-            self.access_lines_dropped.load(Ordering::Relaxed),
-        );
+        text.head(&table::CONNECTIONS_MAX);
+        for side in Side::ALL {
+            text.value(&table::CONNECTIONS_MAX, &[side.as_str()], most);
+        }
+        family(text, &table::CONNECTIONS_REAPED, Reaped::LABELS, &self.reaped);
+        family(text, &table::REQUESTS_REFUSED, Refusal::LABELS, &self.refused);
+        family(text, &table::CONNECTS, Connect::LABELS, &self.connects);
+        text.single(&table::TUNNEL_BYTES, self.tunnel_bytes.load(Ordering::Relaxed));
+        text.single(&table::ACCESS_LOG_DROPPED, self.access_lines_dropped.load(Ordering::Relaxed));
     }
 
     fn exports(&self, text: &mut Text) {
-        text.head("throughline_exports_total", "counter", "Exports by signal and how they went.");
+        text.head(&table::EXPORTS);
         for (signal, family) in ["traces", "metrics"].into_iter().zip(&self.exports) {
             for (result, count) in Exported::LABELS.iter().zip(family.values()) {
-                text.value("throughline_exports_total", &[("signal", signal), ("result", result)], count);
+                text.value(&table::EXPORTS, &[signal, result], count);
             }
         }
     }
 }
 
+/// A series for each label.
+fn family<const N: usize>(text: &mut Text, metric: &Metric, labels: &[&str], counts: &Family<N>) {
+    text.head(metric);
+    for (label, count) in labels.iter().zip(counts.values()) {
+        text.value(metric, &[label], count);
+    }
+}
+
+/// Who this is, as the spans say it.
+fn target(text: &mut Text, settings: &Settings) {
+    let resource = settings.resource();
+    let of = |key: &str| resource.iter().find(|(name, _)| *name == key).map_or("", |(_, value)| *value);
+    text.head(&table::TARGET);
+    let keys = [attribute::SERVICE_NAME, attribute::SERVICE_NAMESPACE, attribute::SERVICE_INSTANCE_ID];
+    text.value(&table::TARGET, &keys.map(of), 1);
+}
+
 /// The books: created = exported + held + dropped, in one reading.
 fn spans(text: &mut Text, books: Books) {
-    text.single("throughline_spans_created_total", "counter", "Spans finished.", books.created);
-    text.single(
-        "throughline_spans_exported_total",
-        "counter",
-        "Spans that a collector took.",
-        books.exported,
-    );
-    text.single("throughline_spans_held", "gauge", "Spans waiting or under way.", books.held);
-    text.head("throughline_spans_dropped_total", "counter", "Spans lost, by reason.");
+    text.head(&table::SPANS_CREATED);
+    for (kind, count) in Kind::ALL.into_iter().zip(books.created_by_kind) {
+        text.value(&table::SPANS_CREATED, &[kind.as_str()], count);
+    }
+    text.single(&table::SPANS_EXPORTED, books.exported);
+    text.single(&table::SPANS_HELD, books.held);
+    text.head(&table::SPANS_DROPPED);
     for (reason, count) in Dropped::ALL.into_iter().zip(books.dropped) {
-        text.value("throughline_spans_dropped_total", &[("reason", reason.as_str())], count);
+        text.value(&table::SPANS_DROPPED, &[reason.as_str()], count);
     }
 }
 
 /// What decides at this moment.
 fn sampling(text: &mut Text, tracer: &Tracer) {
-    let (name, mode) = ("throughline_tracing_mode", tracer.mode());
-    text.head(name, "gauge", "1 for the mode that holds.");
-    for known in Mode::ALL {
-        text.value(name, &[("mode", known.as_str())], u64::from(known == mode));
+    let counters = tracer.counters();
+    for (metric, mode) in [(&table::MODE, tracer.mode()), (&table::MODE_CONFIGURED, tracer.mode_configured())]
+    {
+        text.head(metric);
+        for known in Mode::ALL {
+            text.value(metric, &[known.as_str()], u64::from(known == mode));
+        }
     }
-    let (name, rate) = ("throughline_sampling_base_rate", tracer.base_rate().probability());
-    text.head(name, "gauge", "Share of new traces that the sampler takes.");
-    let _ = writeln!(text.0, "{name} {rate}");
     let (rate, raised) = tracer.rate(now());
-    let name = "throughline_sampling_rate";
-    text.head(name, "gauge", "Share of new traces that is sampled at this moment.");
-    let _ = writeln!(text.0, "{name} {}", rate.probability());
-    let (name, help) = ("throughline_adaptive_active", "1 while too much is slow or fails.");
-    text.single(name, "gauge", help, u64::from(raised));
-    let (name, help) =
-        ("throughline_over_budget_total", "Exchanges that the bound of spans a second left out.");
-    text.single(name, "counter", help, tracer.counters().over_budget);
-    let (name, help) = ("throughline_on_demand_rules_active", "On-demand rules that have not ended.");
-    text.single(name, "gauge", help, tracer.rules_active(now()) as u64);
-    let (name, help) = ("throughline_exchanges_recorded_total", "Exchanges that became spans.");
-    text.single(name, "counter", help, tracer.counters().recorded);
+    for (metric, rate) in [(&table::BASE_RATE, tracer.base_rate()), (&table::RATE, rate)] {
+        text.head(metric);
+        text.fraction(metric, &[], rate.probability());
+    }
+    text.single(&table::ADAPTIVE, u64::from(raised));
+    text.single(&table::RULES, tracer.rules_active(now()) as u64);
+    text.single(&table::RECORDED, counters.recorded);
+    text.head(&table::KEPT);
+    for (reason, count) in KeepReason::ALL.into_iter().zip(counters.kept) {
+        text.value(&table::KEPT, &[reason.as_str()], count);
+    }
+    text.single(&table::OVER_BUDGET, counters.over_budget);
+    text.single(&table::PROBES, counters.probes);
 }
 
 fn exchanges(text: &mut Text, tracer: &Tracer) {
     let counters = tracer.counters();
-    text.head("throughline_context_invalid_total", "counter", "Propagation headers that were unusable.");
+    let mut contexts = Vec::new();
+    // A route has both or none, so that a share can be made of them.
+    tracer.contexts(|route, dropped, forwarded| {
+        if dropped + forwarded > 0 {
+            contexts.push((route.to_owned(), dropped, forwarded));
+        }
+    });
+    text.head(&table::CONTEXT_FORWARDED);
+    for (route, _, forwarded) in &contexts {
+        text.value(&table::CONTEXT_FORWARDED, &[route], *forwarded);
+    }
+    text.head(&table::CONTEXT_DROPPED);
+    for (route, dropped, _) in &contexts {
+        text.value(&table::CONTEXT_DROPPED, &[route], *dropped);
+    }
+    text.head(&table::CONTEXT_INVALID);
     for (header, count) in [
         ("traceparent", counters.invalid_traceparent),
         ("tracestate", counters.invalid_tracestate),
@@ -264,79 +295,15 @@ fn exchanges(text: &mut Text, tracer: &Tracer) {
         ("uber-trace-id", counters.invalid_jaeger),
         ("x-trace-id", counters.invalid_trace_id),
     ] {
-        text.value("throughline_context_invalid_total", &[("header", header)], count);
+        text.value(&table::CONTEXT_INVALID, &[header], count);
     }
-    for (name, help, count) in [
-        (
-            "throughline_operations_ignored_total",
-            "Operation names that break the rule and were left alone.",
-            counters.operations_ignored,
-        ),
-        (
-            "throughline_context_restored_total",
-            "Outbound requests on which the sidecar restored what the application did not forward.",
-            counters.restored,
-        ),
-        (
-            "throughline_calls_without_context_total",
-            "Outbound requests without context made while inbound ones were in flight.",
-            counters.calls_without_context,
-        ),
-        (
-            "throughline_in_flight_full_total",
-            "Inbound exchanges that found no place among those in flight.",
-            counters.in_flight_full,
-        ),
-        ("throughline_probes_total", "Requests of kubelet's probes, which are not traced.", counters.probes),
-    ] {
-        text.single(name, "counter", help, count);
-    }
-    let name = "throughline_exchanges_kept_total";
-    text.head(name, "counter", "Exchanges kept although the head said no, by reason.");
-    for (reason, count) in KeepReason::ALL.into_iter().zip(counters.kept) {
-        text.value(name, &[("reason", reason.as_str())], count);
-    }
-    text.head(
-        "throughline_events_untouched_total",
-        "counter",
-        "Bodies and messages that went on as they were although they may hold events, by reason.",
-    );
+    text.single(&table::CONTEXT_RESTORED, counters.restored);
+    text.single(&table::CALLS_WITHOUT_CONTEXT, counters.calls_without_context);
+    text.single(&table::OPERATIONS_IGNORED, counters.operations_ignored);
+    text.head(&table::EVENTS_UNTOUCHED);
     for (reason, count) in tracer.untouched() {
-        text.value("throughline_events_untouched_total", &[("reason", reason)], count);
+        text.value(&table::EVENTS_UNTOUCHED, &[reason], count);
     }
-    text.single("throughline_in_flight", "gauge", "Inbound exchanges in flight.", tracer.in_flight() as u64);
-    text.head(
-        "throughline_context_dropped_total",
-        "counter",
-        "Inbound exchanges whose outbound requests carried no context, by route.",
-    );
-    tracer.context_dropped(|route, count| {
-        text.value("throughline_context_dropped_total", &[("route", route)], count);
-    });
-}
-
-/// Prometheus' text format, put together line by line.
-struct Text(String);
-
-impl Text {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn value(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
-        let labels: Vec<String> =
-            labels.iter().map(|(key, value)| format!("{key}=\"{}\"", prometheus_value(value))).collect();
-        let _ = writeln!(self.0, "{name}{{{}}} {value}", labels.join(","));
-    }
-
-    fn family<const N: usize>(&mut self, name: &str, label: &str, labels: &[&str], counts: &Family<N>) {
-        for (value, count) in labels.iter().zip(counts.values()) {
-            self.value(name, &[(label, value)], count);
-        }
-    }
-
-    fn single(&mut self, name: &str, kind: &str, help: &str, value: u64) {
-        self.head(name, kind, help);
-        let _ = writeln!(self.0, "{name} {value}");
-    }
+    text.single(&table::IN_FLIGHT, tracer.in_flight() as u64);
+    text.single(&table::IN_FLIGHT_FULL, counters.in_flight_full);
 }

@@ -1,6 +1,6 @@
 //! The sidecar's own numbers, read from `/metrics`, and the rule that its books balance.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::ask::Ask;
@@ -49,6 +49,19 @@ impl Books {
         values.sort();
         values.dedup();
         values
+    }
+
+    /// Every name with each of the labels that a series of it has.
+    pub fn all_labels(&self) -> BTreeSet<(String, String)> {
+        let of = |(name, labels, _): &(String, BTreeMap<String, String>, f64)| {
+            labels.keys().map(|label| (name.clone(), label.clone())).collect::<Vec<_>>()
+        };
+        self.rows.iter().flat_map(of).collect()
+    }
+
+    /// How many series there are, a histogram's buckets counted one by one.
+    pub fn series(&self) -> usize {
+        self.rows.len()
     }
 
     /// Spans ever made.

@@ -51,6 +51,8 @@ pub enum Reaction {
     Reject(i64),
     /// Takes the request and never answers.
     Silence,
+    /// Accepts, and never says so.
+    AcceptInSilence,
     /// Starts an answer that never ends.
     Endless,
     /// Closes the connection in place of an answer.
@@ -83,6 +85,7 @@ struct State {
     deliveries: Vec<Delivery>,
     metrics: Vec<ExportMetricsServiceRequest>,
     connections: usize,
+    gone: watch::Sender<bool>,
 }
 
 type Shared = Arc<(Mutex<State>, watch::Sender<u64>)>;
@@ -107,8 +110,16 @@ impl Collector {
         Collector::listening(Some(acceptor)).await
     }
 
+    /// Starts one at an address where none was, or where one is gone.
+    pub async fn at(address: SocketAddr) -> Collector {
+        Collector::on(TcpListener::bind(address).await.expect("the port is free"), None)
+    }
+
     async fn listening(tls: Option<TlsAcceptor>) -> Collector {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Collector::on(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), tls)
+    }
+
+    fn on(listener: TcpListener, tls: Option<TlsAcceptor>) -> Collector {
         let address = listener.local_addr().expect("an address");
         let state: Shared = Arc::new((Mutex::default(), watch::Sender::new(0)));
         let shared = Arc::clone(&state);
@@ -118,6 +129,12 @@ impl Collector {
             }
         });
         Collector { address, state, accepting }
+    }
+
+    /// Is gone from here on: its port is closed, and so are its connections. What it accepted stays known.
+    pub fn goes(&self) {
+        self.accepting.abort();
+        self.lock().gone.send_replace(true);
     }
 
     /// The endpoint as a setting names it.
@@ -207,7 +224,18 @@ impl Drop for Collector {
 }
 
 async fn welcome(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Shared) {
-    shared.0.lock().expect("the state").connections += 1;
+    let mut gone = {
+        let mut state = shared.0.lock().expect("the state");
+        state.connections += 1;
+        state.gone.subscribe()
+    };
+    tokio::select! {
+        () = serving(stream, tls, shared) => {}
+        _ = gone.wait_for(|gone| *gone) => {}
+    }
+}
+
+async fn serving(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Shared) {
     match tls {
         None => {
             let Some(protocol) = spoken(&stream).await else { return };
@@ -257,7 +285,7 @@ async fn receive(request: Request<Incoming>, shared: &Shared) -> Result<Response
             headers,
             bytes,
             spans: Span::all(&decoded),
-            accepted: matches!(reaction, Reaction::Accept | Reaction::Reject(_)),
+            accepted: matches!(reaction, Reaction::Accept | Reaction::AcceptInSilence | Reaction::Reject(_)),
             at: Instant::now(),
         });
         reaction
@@ -283,7 +311,7 @@ async fn reply(reaction: Reaction, grpc: bool) -> Result<Response<AnyBody>, Stri
         }
         Reaction::Code(code) => Ok(grpc::trailers_only(code)),
         Reaction::CodeRetryInfo(code, milliseconds) => Ok(grpc::with_retry_info(code, milliseconds)),
-        Reaction::Silence => std::future::pending().await,
+        Reaction::Silence | Reaction::AcceptInSilence => std::future::pending().await,
         Reaction::Close => Err("closed by the script".to_owned()),
         Reaction::Endless => {
             let (feeder, body) = fed();

@@ -365,6 +365,11 @@ impl Sidecar {
         format!("http://{}{path}", self.inbound())
     }
 
+    /// Its admin port.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// A URL at its admin port.
     pub fn admin_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.admin)

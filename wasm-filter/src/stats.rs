@@ -87,8 +87,9 @@ impl Told {
         for (reason, count) in tracer.untouched() {
             self.labelled("throughline_events_untouched", "reason", reason, count);
         }
-        tracer.context_dropped(|route, count| {
-            self.labelled("throughline_context_dropped", "route", route, count);
+        tracer.contexts(|route, dropped, forwarded| {
+            self.labelled("throughline_context_dropped", "route", route, dropped);
+            self.labelled("throughline_context_forwarded", "route", route, forwarded);
         });
     }
 

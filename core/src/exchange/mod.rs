@@ -58,6 +58,8 @@ pub struct Exchange {
     caller_is_sidecar: bool,
     /// Whether an outbound request goes to a destination inside the mesh.
     inside: bool,
+    /// Whether the request came by TLS.
+    https: bool,
     grpc: bool,
     grpc_status: Option<GrpcStatus>,
     http_status: Option<u16>,

@@ -25,7 +25,7 @@ pub(super) struct Buffers {
     pub(super) links: Vec<u8>,
     /// Route template; for gRPC the path.
     pub(super) route: Vec<u8>,
-    /// Host that an outbound request names.
+    /// `host:port` that an outbound request names.
     pub(super) host: Vec<u8>,
     /// `tracestate` in normal form, without our member.
     pub(super) tracestate: Vec<u8>,
@@ -152,6 +152,26 @@ pub(super) fn luggage(buffers: &mut Buffers) -> Option<Arc<Luggage>> {
         }
     }
     Some(Arc::clone(luggage))
+}
+
+/// `host:port` that a request names, the port as its scheme has it where none is written.
+pub(super) fn address(head: &RequestHead<'_>, out: &mut Vec<u8>) {
+    let (host, port) = head.host_and_port();
+    if host.is_empty() {
+        return;
+    }
+    out.extend_from_slice(bare(host));
+    out.push(b':');
+    let port = port.map_or(head.scheme.default_port(), u64::from);
+    let (mut digits, mut rest) = ([0; 5], port);
+    let mut first = digits.len();
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        (*digit, rest, first) = (b'0' + (rest % 10) as u8, rest / 10, at);
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(first..).unwrap_or_default());
 }
 
 /// An IPv6 host without its brackets.

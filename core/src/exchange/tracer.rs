@@ -26,12 +26,13 @@ use crate::intern::Interner;
 use crate::keep::{Keep, KeepReason, Learned, Slow};
 use crate::limits;
 use crate::mesh::Mesh;
-use crate::metrics::{Labels, Method, Requests};
+use crate::metrics::{Counted, Labels, Method, Numbers, Requests};
 use crate::mode::Mode;
 use crate::names::{OTHER, TRACESTATE_KEY, attribute};
 use crate::operation::Operation;
 use crate::otlp::{Attributes, Kind, Parent, Span, link};
 use crate::peer::Peer;
+use crate::prometheus::Exemplar;
 use crate::propagation::{baggage, tracestate};
 use crate::redact::Query;
 use crate::route::{Pattern, Routes, template};
@@ -154,7 +155,8 @@ struct Shared {
     requests: Requests,
     /// How slow routes are, inbound and outbound.
     learned: [Learned; 2],
-    context_dropped: Vec<u64>,
+    /// By route: exchanges with calls that lost the context, and that handed it on.
+    contexts: Vec<[u64; 2]>,
     /// Whether somebody was seen to write another context over ours.
     overwritten: bool,
     counters: Counters,
@@ -217,7 +219,7 @@ impl Tracer {
             routes: Routes::new(config.routes_max, seed),
             requests: Requests::new(seed),
             learned: Default::default(),
-            context_dropped: Vec::new(),
+            contexts: Vec::new(),
             overwritten: false,
             counters: Counters::default(),
             untouched: Vec::new(),
@@ -248,7 +250,7 @@ impl Tracer {
             exchange.buffers.route.extend_from_slice(head.path);
         }
         if head.direction == Direction::Outbound {
-            exchange.buffers.host.extend_from_slice(record::bare(head.host_and_port().0));
+            record::address(head, &mut exchange.buffers.host);
         }
         if !exchange.steer.mode.traces_exchanges() {
             exchange.operation = self.operation(&seen, &mut exchange.buffers.baggage).operation;
@@ -298,6 +300,7 @@ impl Tracer {
         };
         Exchange {
             direction: head.direction,
+            https: head.scheme == super::Scheme::Https,
             steer,
             tracing: Tracing::Off,
             started: now,
@@ -800,7 +803,7 @@ impl Tracer {
         let mut recorded = false;
         if !matches!(exchange.tracing, Tracing::Ignored) {
             let mut shared = self.lock();
-            let route = shared.count(&exchange, outcome, status, verdict.error, duration_nanos);
+            let (route, counted) = shared.count(&exchange, outcome, status, verdict.error, duration_nanos);
             if let Tracing::On(mut trace) = exchange.tracing {
                 // Only admitted routes name spans: the others would make as many names as paths.
                 let named = route != 0 && shared.routes.name(route) != OTHER;
@@ -821,6 +824,12 @@ impl Tracer {
                 let kept = exchange.kept;
                 recorded = trace.recorded || kept.is_some();
                 shared.counters.recorded += u64::from(recorded);
+                let end_unix_nanos = exchange.started.unix_nanos.saturating_add(duration_nanos);
+                if recorded {
+                    let Trace { trace_id, span_id, .. } = trace;
+                    let (nanos, unix_nanos) = (duration_nanos, end_unix_nanos);
+                    shared.requests.exemplify(counted, Exemplar { trace_id, span_id, nanos, unix_nanos });
+                }
                 drop(shared);
                 // A caller that hung up may not have read that it should keep its own span.
                 if let Some(Doubt::Caller(span_id)) = trace.doubt
@@ -829,7 +838,6 @@ impl Tracer {
                 {
                     trace.parent = Some(Parent { span_id, remote: true });
                 }
-                let end_unix_nanos = exchange.started.unix_nanos.saturating_add(duration_nanos);
                 exchange.end_messages(end_unix_nanos, verdict.status, now, sink);
                 if recorded {
                     self.recall(&mut exchange);
@@ -1020,28 +1028,46 @@ impl Tracer {
 
     /// Visits routes with inbound exchanges whose outbound calls carried no context, and how many these were.
     pub fn context_dropped(&self, mut visit: impl FnMut(&str, u64)) {
+        self.contexts(|route, dropped, _| {
+            if dropped > 0 {
+                visit(route, dropped);
+            }
+        });
+    }
+
+    /// Visits routes with inbound exchanges that had outbound calls: how many of them lost the context, and how many
+    /// handed it on.
+    pub fn contexts(&self, mut visit: impl FnMut(&str, u64, u64)) {
         let (counts, routes) = {
             let shared = self.lock();
-            if shared.context_dropped.is_empty() {
+            if shared.contexts.is_empty() {
                 return;
             }
-            (shared.context_dropped.clone(), shared.routes.clone())
+            (shared.contexts.clone(), shared.routes.clone())
         };
-        for (number, count) in counts.into_iter().enumerate().filter(|(_, count)| *count > 0) {
-            visit(routes.name(u16::try_from(number).unwrap_or(0)), count);
+        for (number, [dropped, forwarded]) in counts.into_iter().enumerate() {
+            visit(routes.name(u16::try_from(number).unwrap_or(0)), dropped, forwarded);
         }
     }
 
-    /// Prometheus text of the request metrics.
-    pub fn prometheus(&self, out: &mut String) {
-        let (requests, routes) = self.numbers();
-        crate::metrics::prometheus(&requests, |number| routes.name(number), out);
+    /// The mode that the settings say.
+    #[must_use]
+    pub fn mode_configured(&self) -> Mode {
+        if self.config.enabled { self.config.mode } else { Mode::Off }
+    }
+
+    /// The request metrics of this moment, to be written for Prometheus; with those of the service graph if asked
+    /// for.
+    #[must_use]
+    pub fn numbers(&self, with_graph: bool) -> Numbers {
+        let (requests, routes) = self.counts();
+        Numbers::new(requests, routes, &self.config.service, with_graph)
     }
 
     /// The request metrics as encoded OTLP metrics, over the time from `start` to `now`.
     #[must_use]
     pub fn otlp_metrics(&self, start_unix_nanos: u64, now_unix_nanos: u64) -> Vec<u8> {
-        let (requests, routes) = self.numbers();
+        let (requests, routes) = self.counts();
         let mut metrics = crate::otlp::metrics::Metrics::default();
         requests.each(
             |number| routes.name(number),
@@ -1051,7 +1077,7 @@ impl Tracer {
     }
 
     /// The numbers of one moment: copied, because writing them out takes too long to make exchanges wait.
-    fn numbers(&self) -> (Requests, Routes) {
+    fn counts(&self) -> (Requests, Routes) {
         let shared = self.lock();
         (shared.requests.clone(), shared.routes.clone())
     }
@@ -1085,7 +1111,7 @@ impl Shared {
         status: Option<u16>,
         error: Option<crate::classify::ErrorType>,
         nanos: u64,
-    ) -> u16 {
+    ) -> (u16, Counted) {
         let is_inbound = exchange.direction == Direction::Inbound;
         let route = if (is_inbound || exchange.grpc) && !exchange.buffers.route.is_empty() {
             self.routes.admit(&exchange.buffers.route, is_served(exchange, outcome, status))
@@ -1095,6 +1121,9 @@ impl Shared {
         let address = std::str::from_utf8(&exchange.buffers.host).unwrap_or_default();
         let labels = Labels {
             direction: exchange.direction,
+            https: exchange.https,
+            messages: exchange.messaging.as_ref().is_some_and(|messaging| messaging.is_involved()),
+            grpc: exchange.grpc,
             method: exchange.method,
             status,
             error,
@@ -1103,20 +1132,22 @@ impl Shared {
             peer: exchange.peer.as_ref().map(|peer| (&*peer.service, &*peer.namespace)),
             address: if is_inbound { "" } else { address },
         };
-        self.requests.record(&labels, nanos);
-        route
+        (route, self.requests.record(&labels, nanos))
     }
 
     /// An inbound exchange leaves the table; says whether one that it waited for was kept. Calls without context,
     /// and none with one: the application drops it on this route.
     fn forget(&mut self, place: Option<Place>, route: u16) -> bool {
         let Some(inbound) = place.and_then(|place| self.in_flight.remove(place)) else { return false };
-        if inbound.calls_without_context > 0 && inbound.calls_with_context == 0 {
+        let forwarded = inbound.calls_with_context > 0;
+        if forwarded || inbound.calls_without_context > 0 {
             let number = usize::from(route);
-            if self.context_dropped.len() <= number {
-                self.context_dropped.resize(number + 1, 0);
+            if self.contexts.len() <= number {
+                self.contexts.resize(number + 1, [0; 2]);
             }
-            if let Some(count) = self.context_dropped.get_mut(number) {
+            if let Some(count) =
+                self.contexts.get_mut(number).and_then(|row| row.get_mut(usize::from(forwarded)))
+            {
                 *count += 1;
             }
         }

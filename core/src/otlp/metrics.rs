@@ -30,6 +30,9 @@ impl Metrics {
         if let Some(status) = series.status {
             attributes.int(attribute::HTTP_RESPONSE_STATUS_CODE, u64::from(status));
         }
+        if let Some(port) = series.port {
+            attributes.int(attribute::SERVER_PORT, u64::from(port));
+        }
         if series.overflow {
             attributes.flag(attribute::METRIC_OVERFLOW, true);
         }

@@ -18,6 +18,28 @@ pub enum Kind {
     Consumer = 5,
 }
 
+impl Kind {
+    /// Every kind, in the order of OTLP's numbers.
+    pub const ALL: [Self; 5] = [Self::Internal, Self::Server, Self::Client, Self::Producer, Self::Consumer];
+
+    /// Where it stands in [`Kind::ALL`].
+    pub(crate) fn place(self) -> usize {
+        self as usize - 1
+    }
+
+    /// The label of metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Internal => "internal",
+            Self::Server => "server",
+            Self::Client => "client",
+            Self::Producer => "producer",
+            Self::Consumer => "consumer",
+        }
+    }
+}
+
 /// `Span.status.code`. We never say OK: that is the application's to say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Status {

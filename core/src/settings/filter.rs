@@ -69,6 +69,7 @@ pub(super) const OF_THE_SIDECAR: &[&str] = &[
     "outbound-routes",
     "outbound-anywhere",
     "admin-listen",
+    "graph-metrics",
     "pubsub-upstream",
     "pubsub-certificate",
     "otel-exporter-otlp-certificate",

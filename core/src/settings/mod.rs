@@ -195,6 +195,8 @@ settings! {
             "otlp (pushed beside the spans) or none. /metrics is served either way."
         metric_interval_ms: u64 = "60000", number::<100, 3_600_000>, "otel-metric-export-interval", ["OTEL_METRIC_EXPORT_INTERVAL"], lenient;
             "Milliseconds between two pushes of metrics."
+        graph_metrics: bool = "on", value::switch, "graph-metrics", ["THROUGHLINE_GRAPH_METRICS"];
+            "Whether /metrics has traces_service_graph_* and traces_spanmetrics_*, which Grafana's service graph reads: some 36 series for each service that is called or calls, and 18 for each name of a span. off where Tempo or another makes them from spans: both together would count twice."
         otlp_endpoint: Option<Endpoint> = "", optional(value::endpoint), "otel-exporter-otlp-endpoint", ["OTEL_EXPORTER_OTLP_ENDPOINT"];
             "The collector. Unset: localhost, port 4317 for grpc, 4318 for http/protobuf. By HTTP, v1/traces and v1/metrics are appended."
         otlp_traces_endpoint: Option<Endpoint> = "", optional(value::endpoint), "otel-exporter-otlp-traces-endpoint", ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];

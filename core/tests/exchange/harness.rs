@@ -15,6 +15,7 @@ use throughline_core::exchange::{
 use throughline_core::ids::{Ids, SpanId, TraceId};
 use throughline_core::mesh::Mesh;
 use throughline_core::peer::Peer;
+use throughline_core::prometheus::{Form, Text};
 use throughline_core::redact::Query;
 use throughline_core::sampling::{Root, Sampler};
 
@@ -197,10 +198,20 @@ impl World {
 
     /// Exact counts by series as Prometheus shows them, without the histogram's buckets.
     pub(crate) fn counts(&self) -> Vec<String> {
-        let mut text = String::new();
-        self.tracer.prometheus(&mut text);
+        let text = self.page(false);
         let lines = text.lines().filter(|line| line.contains("_count{"));
         lines.map(|line| line.replace("_request_duration_seconds_count", "")).collect()
+    }
+
+    /// The request metrics as Prometheus gets them.
+    pub(crate) fn page(&self, with_graph: bool) -> String {
+        self.page_in(Form::Text, with_graph)
+    }
+
+    pub(crate) fn page_in(&self, form: Form, with_graph: bool) -> String {
+        let (mut numbers, mut text) = (self.tracer.numbers(with_graph), Text::new(form));
+        while numbers.write(&mut text, usize::MAX) {}
+        text.take()
     }
 
     pub(crate) fn context_dropped(&self) -> Vec<(String, u64)> {

@@ -1,10 +1,13 @@
 //! Rules 13 and 14: numbers that never come from samples, labels that stay bounded and stay themselves, books
 //! that balance.
 
+use std::collections::BTreeMap;
+
 use throughline_core::batch::{Batch, Bounds, Dropped};
 use throughline_core::classify::Outcome;
 use throughline_core::exchange::{Exchange, RequestHead};
 use throughline_core::limits;
+use throughline_core::prometheus::Form;
 use throughline_core::sampling::{Ratio, Root, Sampler};
 
 use crate::harness::*;
@@ -29,17 +32,15 @@ fn every_exchange_counts_whatever_is_sampled() {
             complete(&mut world, exchange, 404);
         }
         world.spans();
-        let mut text = String::new();
-        world.tracer.prometheus(&mut text);
-        counts.push(text);
+        counts.push(world.page(false));
         assert_eq!(world.counts().len(), 5);
     }
     assert_eq!((&counts[0], &counts[0]), (&counts[1], &counts[2]));
     let peer = "throughline_peer_service=\"web\",throughline_peer_namespace=\"shop\"";
     for expected in [
-        format!("http_server_request_duration_seconds_count{{http_request_method=\"GET\",http_route=\"/items/{{id}}\",app_operation_name=\"checkout\",{peer},error_type=\"503\",http_response_status_code=\"503\"}} 50\n"),
-        format!("http_server_request_duration_seconds_count{{http_request_method=\"GET\",http_route=\"/items/{{id}}\",app_operation_name=\"browse\",{peer},http_response_status_code=\"200\"}} 700\n"),
-        "http_client_request_duration_seconds_count{http_request_method=\"GET\",server_address=\"stock\",error_type=\"404\",http_response_status_code=\"404\"} 1000\n".to_owned(),
+        format!("http_server_request_duration_seconds_count{{http_request_method=\"GET\",http_route=\"/items/{{id}}\",url_scheme=\"http\",app_operation_name=\"checkout\",{peer},error_type=\"503\",http_response_status_code=\"503\"}} 50\n"),
+        format!("http_server_request_duration_seconds_count{{http_request_method=\"GET\",http_route=\"/items/{{id}}\",url_scheme=\"http\",app_operation_name=\"browse\",{peer},http_response_status_code=\"200\"}} 700\n"),
+        "http_client_request_duration_seconds_count{http_request_method=\"GET\",server_address=\"stock\",server_port=\"80\",error_type=\"404\",http_response_status_code=\"404\"} 1000\n".to_owned(),
     ] {
         assert!(counts[0].contains(&expected), "{expected} in\n{}", counts[0]);
     }
@@ -112,6 +113,66 @@ fn series_over_the_bound_are_counted_together() {
     let counts = world.counts();
     assert_eq!(counts.len(), limits::METRIC_SERIES_MAX + 1);
     assert!(counts.contains(&"http_server{otel_metric_overflow=\"true\"} 100".to_owned()));
+}
+
+/// Counts of a metric's series, by their labels.
+fn series(page: &str, name: &str) -> BTreeMap<String, u64> {
+    let rows = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} "));
+    rows.map(|(labels, count)| (labels.to_owned(), count.parse().unwrap())).collect()
+}
+
+#[test]
+fn the_service_graph_is_bounded_and_never_counts_back() {
+    let mut world = World::with(|config| config.recording = false);
+    let mut before: BTreeMap<&str, BTreeMap<String, u64>> = BTreeMap::new();
+    let mut asked = 0;
+    for _ in 0..3 {
+        for n in 0..limits::METRIC_EDGES_MAX + 50 {
+            let (exchange, _) = world.inbound(&[("throughline-peer", &format!("service=s{n}"))]);
+            complete(&mut world, exchange, if n % 5 == 0 { 503 } else { 200 });
+            let (exchange, _) = world.outbound("stock", &[]);
+            complete(&mut world, exchange, 200);
+            asked += 2;
+        }
+        let page = world.page(true);
+        for (name, bound, total) in [
+            ("traces_service_graph_request_total", limits::METRIC_EDGES_MAX + 1, asked),
+            ("traces_service_graph_request_failed_total", limits::METRIC_EDGES_MAX + 1, asked / 10),
+            ("traces_service_graph_request_server_seconds_count", limits::METRIC_EDGES_MAX + 1, asked / 2),
+            ("traces_service_graph_request_client_seconds_count", 1, asked / 2),
+            ("traces_spanmetrics_calls_total", 3, asked),
+            ("traces_spanmetrics_latency_count", 3, asked),
+        ] {
+            let rows = series(&page, name);
+            assert!((1..=bound).contains(&rows.len()), "{name}: {} series", rows.len());
+            assert_eq!(rows.values().sum::<u64>(), total, "{name}");
+            for (labels, count) in before.insert(name, rows.clone()).unwrap_or_default() {
+                assert!(rows[&labels] >= count, "{name}{{{labels}}}");
+            }
+        }
+    }
+    let names = series(&world.page(true), "traces_spanmetrics_calls_total");
+    let stock = "service=\"orders\",span_name=\"GET\",span_kind=\"SPAN_KIND_CLIENT\",status_code=\"STATUS_CODE_UNSET\"";
+    assert_eq!(names[stock], asked / 2, "{names:?}");
+}
+
+/// An example is of an exchange that left a span, in the bucket that it fell into.
+#[test]
+fn the_newest_exchange_with_a_span_is_the_example_of_its_series() {
+    let mut world = World::with(|config| config.sampler = Sampler::ParentBased(Root::AlwaysOff));
+    for (millis, status) in [(6, 503), (60, 503), (6, 200)] {
+        let (exchange, _) = world.inbound(&[]);
+        world.now.mono_nanos += millis * MS;
+        complete(&mut world, exchange, status);
+    }
+    let kept = world.spans().pop().unwrap();
+    let page = world.page_in(Form::OpenMetrics, false);
+    let examples: Vec<&str> = page.lines().filter(|line| line.contains(" # {")).collect();
+    let [example] = examples[..] else { panic!("{examples:?}") };
+    assert!(example.contains("http_response_status_code=\"503\",le=\"0.075\"} 2 # {trace_id="), "{example}");
+    let ids = format!("{{trace_id=\"{}\",span_id=\"{}\"}} 0.06 ", hex(&kept.trace_id), hex(&kept.span_id));
+    assert!(example.contains(&ids), "{example} {ids}");
+    assert!(!world.page(false).contains(" # {"), "the plain text has none");
 }
 
 /// Rule 14 for a queue that is shorter than a batch, which a user may ask for.

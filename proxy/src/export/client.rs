@@ -33,6 +33,8 @@ pub(super) struct Client {
     headers: HeaderMap,
     uri: Uri,
     sender: Option<Sender>,
+    /// Whether the request under way has gone out, so that the collector may have it.
+    gone_out: bool,
 }
 
 enum Sender {
@@ -52,7 +54,7 @@ impl Client {
         let uri = uri.parse().map_err(|_| format!("OTEL_EXPORTER_OTLP_ENDPOINT: \"{uri}\" is no URL"))?;
         let headers = headers(&otlp, grpc, &authority)?;
         let attempt = Duration::from_millis(otlp.timeout_ms.min(settings.bsp_export_timeout_ms));
-        Ok(Self { otlp, attempt, tls, headers, uri, sender: None })
+        Ok(Self { otlp, attempt, tls, headers, uri, sender: None, gone_out: false })
     }
 
     /// Where it sends to, for messages.
@@ -90,12 +92,21 @@ impl Client {
         body.freeze()
     }
 
+    /// Whether the last attempt went out and got no answer: the collector may have what it held.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.gone_out
+    }
+
     /// Sends once.
     pub(super) async fn send(&mut self, body: Bytes) -> Answer {
         let again = |why: String| Answer::Again { after_ms: None, why };
         let attempt = self.attempt;
+        self.gone_out = false;
         let answer = match timeout(attempt, self.exchange(body)).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(answer)) => {
+                self.gone_out = false;
+                answer
+            }
             Ok(Err(why)) => again(why),
             Err(_) => again(format!("no answer within {} ms", attempt.as_millis())),
         };
@@ -118,12 +129,14 @@ impl Client {
                 let path = self.uri.path_and_query().cloned();
                 *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
                 sender.ready().await.map_err(|error| told(&error))?;
+                self.gone_out = true;
                 sender.send_request(request).await.map_err(|error| told(&error))?
             }
             Sender::Http2(sender) => {
                 *request.uri_mut() = self.uri.clone();
                 *request.version_mut() = http::Version::HTTP_2;
                 sender.ready().await.map_err(|error| told(&error))?;
+                self.gone_out = true;
                 sender.send_request(request).await.map_err(|error| told(&error))?
             }
         };

@@ -168,6 +168,9 @@ async fn ship(
                     () = sleep(pause) => {}
                     _ = stop.wait_for(Option::is_some), if !stopped_before => {}
                 }
+                if client.is_in_doubt() {
+                    stats.maybe_twice(chunk.spans());
+                }
             }
         }
     }

@@ -213,12 +213,16 @@ impl Messaging {
         }
     }
 
+    /// Whether the exchange turned out to be about messages.
+    pub(super) fn is_involved(&self) -> bool {
+        self.single
+            || self.count > 0
+            || matches!(self.what, What::Settle(_) | What::Pull(_) | What::StreamingPull)
+    }
+
     /// Attributes of the exchange's own span, known at its end.
     pub(super) fn finish(&self, direction: Direction, names: MessageNames, out: &mut Vec<u8>) {
-        let involved = self.single
-            || self.count > 0
-            || matches!(self.what, What::Settle(_) | What::Pull(_) | What::StreamingPull);
-        if !involved {
+        if !self.is_involved() {
             return;
         }
         let (verb, kind) = self.verb(direction, names);

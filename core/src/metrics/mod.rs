@@ -1,15 +1,21 @@
 //! Exact numbers of every exchange, sampled or not: duration histograms by operation, route, peer and status.
 //! Bounded in series and labels; what is over a bound counts as `_other` or in the overflow series, so the
-//! sums stay exact. Renders Prometheus text; [`crate::otlp::metrics`] renders OTLP from the same numbers.
+//! sums stay exact. [`graph`] adds them up by edges and span names, [`page`] writes them for Prometheus, and
+//! [`crate::otlp::metrics`] as OTLP.
+
+mod graph;
+mod page;
+
+pub use page::Numbers;
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
 use crate::classify::{Direction, ErrorType};
 use crate::hash::Seeded;
 use crate::intern::Interner;
 use crate::limits;
-use crate::names::{attribute, metric};
+use crate::names::attribute;
+use crate::prometheus::Exemplar;
 
 /// Upper bounds of the buckets, in seconds: what the HTTP metric conventions advise.
 pub const BOUNDS_SECONDS: [f64; 14] =
@@ -37,7 +43,8 @@ const BOUNDS_NANOS: [u64; 14] = {
 /// What tells one series from another: small numbers, resolved when the series is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Key {
-    direction: u8,
+    /// Direction, scheme, and what it carried: see the bits below.
+    kind: u8,
     method: u8,
     status: u16,
     error: u16,
@@ -47,10 +54,26 @@ struct Key {
     address: u16,
 }
 
+const OUTBOUND: u8 = 1;
+const HTTPS: u8 = 2;
+const MESSAGES: u8 = 4;
+const GRPC: u8 = 8;
+
+impl Key {
+    fn direction(&self) -> Direction {
+        if self.kind & OUTBOUND == 0 { Direction::Inbound } else { Direction::Outbound }
+    }
+}
+
 /// The labels of one exchange.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Labels<'a> {
     pub(crate) direction: Direction,
+    /// Whether the request came by TLS; told of inbound ones.
+    pub(crate) https: bool,
+    /// Whether it carried messages.
+    pub(crate) messages: bool,
+    pub(crate) grpc: bool,
     pub(crate) method: Method,
     pub(crate) status: Option<u16>,
     pub(crate) error: Option<ErrorType>,
@@ -59,7 +82,7 @@ pub(crate) struct Labels<'a> {
     pub(crate) operation: &'a str,
     /// `service` and `namespace` of the peer.
     pub(crate) peer: Option<(&'a str, &'a str)>,
-    /// Host that an outbound request names; empty for inbound ones.
+    /// `host:port` that an outbound request names; empty for inbound ones.
     pub(crate) address: &'a str,
 }
 
@@ -96,11 +119,17 @@ pub struct Histogram {
 
 impl Histogram {
     fn record(&mut self, nanos: u64) {
-        let at = BOUNDS_NANOS.partition_point(|bound| *bound < nanos);
-        if let Some(bucket) = self.buckets.get_mut(at) {
+        if let Some(bucket) = self.buckets.get_mut(bucket(nanos)) {
             *bucket += 1;
         }
         self.sum_nanos = self.sum_nanos.saturating_add(nanos);
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (bucket, more) in self.buckets.iter_mut().zip(&other.buckets) {
+            *bucket += more;
+        }
+        self.sum_nanos = self.sum_nanos.saturating_add(other.sum_nanos);
     }
 
     /// Exchanges in all buckets.
@@ -116,10 +145,30 @@ impl Histogram {
     }
 }
 
+/// The bucket that a duration falls into.
+pub(crate) fn bucket(nanos: u64) -> usize {
+    BOUNDS_NANOS.partition_point(|bound| *bound < nanos)
+}
+
+/// One series.
+#[derive(Clone, Debug)]
+struct Row {
+    key: Key,
+    histogram: Histogram,
+    /// The newest exchange of the series that became a span.
+    exemplar: Option<Exemplar>,
+}
+
+/// Where an exchange was counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counted(u32);
+
 /// The histograms of all exchanges.
 #[derive(Clone, Debug)]
 pub(crate) struct Requests {
-    series: HashMap<Key, Histogram, Seeded>,
+    /// In the order in which they appeared: whatever is bounded further on keeps its choice.
+    rows: Vec<Row>,
+    places: HashMap<Key, u32, Seeded>,
     overflow: [Histogram; 2],
     operations: Interner,
     peers: Interner,
@@ -136,6 +185,8 @@ pub struct Series<'a> {
     pub labels: Vec<(&'static str, &'a str)>,
     /// `http.response.status_code`, which is an integer in OTLP.
     pub status: Option<u16>,
+    /// `server.port`, which is one too.
+    pub port: Option<u16>,
     /// Whether this is the series of what is over the bound.
     pub overflow: bool,
     /// The numbers.
@@ -145,7 +196,8 @@ pub struct Series<'a> {
 impl Requests {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
-            series: HashMap::with_hasher(Seeded(seed)),
+            rows: Vec::new(),
+            places: HashMap::with_hasher(Seeded(seed)),
             overflow: Default::default(),
             operations: Interner::new(limits::METRIC_OPERATIONS_MAX, seed),
             peers: Interner::new(limits::METRIC_PEERS_MAX, seed),
@@ -154,9 +206,13 @@ impl Requests {
         }
     }
 
-    pub(crate) fn record(&mut self, labels: &Labels<'_>, nanos: u64) {
+    pub(crate) fn record(&mut self, labels: &Labels<'_>, nanos: u64) -> Counted {
+        let outbound = labels.direction as u8;
         let key = Key {
-            direction: labels.direction as u8,
+            kind: outbound
+                | if labels.https { HTTPS } else { 0 }
+                | if labels.messages { MESSAGES } else { 0 }
+                | if labels.grpc { GRPC } else { 0 },
             method: labels.method.0,
             status: labels.status.unwrap_or(0),
             error: match labels.error {
@@ -170,14 +226,30 @@ impl Requests {
             peer: self.peer(labels.peer),
             address: self.addresses.number(labels.address),
         };
-        if let Some(histogram) = self.series.get_mut(&key) {
-            return histogram.record(nanos);
+        if let Some(place) = self.places.get(&key) {
+            if let Some(row) = self.rows.get_mut(*place as usize) {
+                row.histogram.record(nanos);
+            }
+            return Counted(*place);
         }
-        if self.series.len() < limits::METRIC_SERIES_MAX {
-            return self.series.entry(key).or_default().record(nanos);
+        if self.rows.len() >= limits::METRIC_SERIES_MAX {
+            if let Some(histogram) = self.overflow.get_mut(labels.direction as usize) {
+                histogram.record(nanos);
+            }
+            return Counted(u32::MAX);
         }
-        if let Some(histogram) = self.overflow.get_mut(labels.direction as usize) {
-            histogram.record(nanos);
+        let place = u32::try_from(self.rows.len()).unwrap_or(u32::MAX);
+        let mut histogram = Histogram::default();
+        histogram.record(nanos);
+        self.rows.push(Row { key, histogram, exemplar: None });
+        self.places.insert(key, place);
+        Counted(place)
+    }
+
+    /// The exchange became a span, which stands for its series until the next one does.
+    pub(crate) fn exemplify(&mut self, counted: Counted, exemplar: Exemplar) {
+        if let Some(row) = self.rows.get_mut(counted.0 as usize) {
+            row.exemplar = Some(exemplar);
         }
     }
 
@@ -196,40 +268,68 @@ impl Requests {
 
     /// Visits every series. `route` names the numbers of the route table.
     pub(crate) fn each<'a>(&'a self, route: impl Fn(u16) -> &'a str, mut visit: impl FnMut(Series<'a>)) {
-        for (key, histogram) in &self.series {
-            let (service, namespace) =
-                self.peers.name(key.peer).split_once(';').unwrap_or((self.peers.name(key.peer), ""));
-            let mut labels = vec![
-                (
-                    attribute::HTTP_REQUEST_METHOD,
-                    METHODS.get(usize::from(key.method)).copied().unwrap_or("_OTHER"),
-                ),
-                (attribute::HTTP_ROUTE, route(key.route)),
-                (attribute::OPERATION, self.operations.name(key.operation)),
-                (attribute::PEER_SERVICE, service),
-                (attribute::PEER_NAMESPACE, namespace),
-                (attribute::SERVER_ADDRESS, self.addresses.name(key.address)),
-                (
-                    attribute::ERROR_TYPE,
-                    if key.error == Interner::OTHER { "" } else { self.errors.name(key.error) },
-                ),
-            ];
-            labels.retain(|(_, value)| !value.is_empty());
-            if key.error == Interner::OTHER {
-                labels.push((attribute::ERROR_TYPE, code_text(key.status)));
-            }
-            let direction = if key.direction == 0 { Direction::Inbound } else { Direction::Outbound };
-            let status = (key.status != 0).then_some(key.status);
-            visit(Series { direction, labels, status, overflow: false, histogram });
+        for row in &self.rows {
+            visit(self.series(row, &route));
         }
-        for (direction, histogram) in
-            [Direction::Inbound, Direction::Outbound].into_iter().zip(&self.overflow)
-        {
-            if histogram.count() > 0 {
-                visit(Series { direction, labels: Vec::new(), status: None, overflow: true, histogram });
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            if let Some(series) = self.overflow(direction) {
+                visit(series);
             }
         }
     }
+
+    fn series<'a>(&'a self, row: &'a Row, route: impl Fn(u16) -> &'a str) -> Series<'a> {
+        let Row { key, histogram, .. } = row;
+        let (service, namespace) = self.peer_of(key);
+        let (address, port) = self.address_of(key);
+        let inbound = key.direction() == Direction::Inbound;
+        let mut labels = vec![
+            (attribute::HTTP_REQUEST_METHOD, method_of(key)),
+            (attribute::HTTP_ROUTE, route(key.route)),
+            // HTTP metric conventions: required of servers, left to clients, whose port says as much.
+            (attribute::URL_SCHEME, if inbound { scheme_of(key) } else { "" }),
+            (attribute::OPERATION, self.operations.name(key.operation)),
+            (attribute::PEER_SERVICE, service),
+            (attribute::PEER_NAMESPACE, namespace),
+            (attribute::SERVER_ADDRESS, address),
+            (
+                attribute::ERROR_TYPE,
+                if key.error == Interner::OTHER {
+                    code_text(key.status)
+                } else {
+                    self.errors.name(key.error)
+                },
+            ),
+        ];
+        labels.retain(|(_, value)| !value.is_empty());
+        let status = (key.status != 0).then_some(key.status);
+        Series { direction: key.direction(), labels, status, port, overflow: false, histogram }
+    }
+
+    fn overflow(&self, direction: Direction) -> Option<Series<'_>> {
+        let histogram = self.overflow.get(direction as usize).filter(|histogram| histogram.count() > 0)?;
+        Some(Series { direction, labels: Vec::new(), status: None, port: None, overflow: true, histogram })
+    }
+
+    fn peer_of(&self, key: &Key) -> (&str, &str) {
+        let name = self.peers.name(key.peer);
+        name.split_once(';').unwrap_or((name, ""))
+    }
+
+    /// Host and port that a request named.
+    fn address_of(&self, key: &Key) -> (&str, Option<u16>) {
+        let name = self.addresses.name(key.address);
+        let split = name.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        split.map_or((name, None), |(host, port)| (host, Some(port)))
+    }
+}
+
+fn method_of(key: &Key) -> &'static str {
+    METHODS.get(usize::from(key.method)).copied().unwrap_or("_OTHER")
+}
+
+fn scheme_of(key: &Key) -> &'static str {
+    if key.kind & HTTPS == 0 { "http" } else { "https" }
 }
 
 /// A status code as text that lives as long as the program: `error.type` of an HTTP failure.
@@ -250,75 +350,18 @@ pub(crate) fn code_text(code: u16) -> &'static str {
     digits.and_then(|digits| std::str::from_utf8(digits).ok()).unwrap_or("_other")
 }
 
-/// The Prometheus name of an attribute key: dots become underscores.
-#[must_use]
-pub fn prometheus_name(name: &str) -> String {
-    name.replace(['.', '-'], "_")
-}
-
-/// A label value as Prometheus' text format escapes it.
-#[must_use]
-pub fn prometheus_value(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// Prometheus text of both histograms.
-pub(crate) fn prometheus<'a>(requests: &'a Requests, route: impl Fn(u16) -> &'a str, out: &mut String) {
-    let mut texts: [Vec<String>; 2] = Default::default();
-    requests.each(route, |series| {
-        if let Some(lines) = texts.get_mut(series.direction as usize) {
-            lines.push(series_text(&series));
-        }
-    });
-    let [inbound, outbound] = texts;
-    for (name, help, mut lines) in [
-        (metric::SERVER_DURATION, "Duration of inbound exchanges.", inbound),
-        (metric::CLIENT_DURATION, "Duration of outbound exchanges.", outbound),
-    ] {
-        let name = prometheus_name(name) + "_seconds";
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-        lines.sort_unstable();
-        lines.iter().for_each(|line| out.push_str(line));
-    }
-}
-
-fn series_text(series: &Series<'_>) -> String {
-    let name = match series.direction {
-        Direction::Inbound => metric::SERVER_DURATION,
-        Direction::Outbound => metric::CLIENT_DURATION,
-    };
-    let name = prometheus_name(name) + "_seconds";
-    let mut labels = String::new();
-    for (key, value) in &series.labels {
-        let _ = write!(labels, "{}=\"{}\",", prometheus_name(key), prometheus_value(value));
-    }
-    if let Some(status) = series.status {
-        let _ = write!(labels, "{}=\"{status}\",", prometheus_name(attribute::HTTP_RESPONSE_STATUS_CODE));
-    }
-    if series.overflow {
-        let _ = write!(labels, "{}=\"true\",", prometheus_name(attribute::METRIC_OVERFLOW));
-    }
-    let mut text = String::new();
-    let mut below = 0;
-    for (bucket, bound) in series.histogram.buckets.iter().zip(BOUNDS_SECONDS) {
-        below += bucket;
-        let _ = writeln!(text, "{name}_bucket{{{labels}le=\"{bound}\"}} {below}");
-    }
-    let count = series.histogram.count();
-    let _ = writeln!(text, "{name}_bucket{{{labels}le=\"+Inf\"}} {count}");
-    let plain = labels.trim_end_matches(',');
-    let _ = writeln!(text, "{name}_sum{{{plain}}} {}", series.histogram.sum_seconds());
-    let _ = writeln!(text, "{name}_count{{{plain}}} {count}");
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prometheus::{Form, Text};
+    use crate::route::Routes;
 
     fn labels(operation: &str) -> Labels<'_> {
         Labels {
             direction: Direction::Inbound,
+            https: false,
+            messages: false,
+            grpc: false,
             method: Method::of("GET"),
             status: Some(503),
             error: Some(ErrorType::Code(503)),
@@ -330,9 +373,14 @@ mod tests {
     }
 
     fn text(requests: &Requests) -> String {
-        let mut out = String::new();
-        prometheus(requests, |number| if number == 5 { "/items/{id}" } else { "" }, &mut out);
-        out
+        let mut routes = Routes::new(10, 7);
+        for name in ["/a", "/b", "/c", "/items/{id}"] {
+            routes.admit(name.as_bytes(), true);
+        }
+        let mut numbers = Numbers::new(requests.clone(), routes, "orders", false);
+        let mut text = Text::new(Form::Text);
+        while numbers.write(&mut text, usize::MAX) {}
+        text.take()
     }
 
     #[test]
@@ -342,13 +390,13 @@ mod tests {
         requests.record(&labels("checkout"), 5_000_001);
         requests.record(&labels("checkout"), 11_000_000_000);
         let text = text(&requests);
-        let series = "http_request_method=\"GET\",http_route=\"/items/{id}\",app_operation_name=\"checkout\",\
+        let series = "http_request_method=\"GET\",http_route=\"/items/{id}\",url_scheme=\"http\",app_operation_name=\"checkout\",\
             throughline_peer_service=\"web\",throughline_peer_namespace=\"shop\",error_type=\"503\",\
             http_response_status_code=\"503\"";
         for expected in [
             format!("http_server_request_duration_seconds_bucket{{{series},le=\"0.005\"}} 1\n"),
             format!("http_server_request_duration_seconds_bucket{{{series},le=\"0.01\"}} 2\n"),
-            format!("http_server_request_duration_seconds_bucket{{{series},le=\"10\"}} 2\n"),
+            format!("http_server_request_duration_seconds_bucket{{{series},le=\"10.0\"}} 2\n"),
             format!("http_server_request_duration_seconds_bucket{{{series},le=\"+Inf\"}} 3\n"),
             format!("http_server_request_duration_seconds_sum{{{series}}} 11.010000001\n"),
             format!("http_server_request_duration_seconds_count{{{series}}} 3\n"),
@@ -360,7 +408,7 @@ mod tests {
     #[test]
     fn a_million_operations_stay_within_the_cap_and_none_is_lost() {
         let mut requests = Requests::new(7);
-        let many = 100_000;
+        let many = 1_000_000;
         for number in 0..many {
             requests.record(&labels(&format!("op{number}")), 1);
         }
@@ -387,10 +435,5 @@ mod tests {
         requests.each(|_| "x", |one| total += one.histogram.count());
         assert_eq!(total, u64::from(many));
         assert!(text(&requests).contains("otel_metric_overflow=\"true\""));
-    }
-
-    #[test]
-    fn label_values_are_escaped() {
-        assert_eq!(prometheus_value("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
     }
 }
