@@ -156,9 +156,15 @@ impl Upstream {
     /// nobody reads stays where it is: whoever comes next does not wait for it.
     fn take(&self, idle_max: Duration) -> Option<Sender> {
         let mut idle = locked(&self.idle);
-        idle.retain(|idle| idle.since.elapsed() <= idle_max && !idle.sender.send.is_closed());
-        let ready = idle.iter().rposition(|idle| idle.sender.send.is_ready())?;
-        Some(idle.remove(ready).sender)
+        loop {
+            // Those that are closed or too old and are not come across here are left to `tidy`.
+            let usable = |idle: &Idle| idle.sender.send.is_ready() || idle.sender.send.is_closed();
+            let at = idle.iter().rposition(usable)?;
+            let Idle { sender, since } = idle.remove(at);
+            if !sender.send.is_closed() && since.elapsed() <= idle_max {
+                return Some(sender);
+            }
+        }
     }
 
     /// An HTTP/2 connection with room for a stream, which is counted on it.
@@ -284,7 +290,8 @@ impl Upstreams {
         loop {
             let (mut sender, kept) = match upstream.take(self.idle_max) {
                 Some(sender) => (sender, true),
-                None => (self.connect_http1(sidecar, to).await?, false),
+                // Boxed, as is all that is rare: each request's future has the size of its largest part.
+                None => (Box::pin(self.connect_http1(sidecar, to)).await?, false),
             };
             if sender.send.ready().await.is_err() {
                 if kept {
@@ -321,7 +328,7 @@ impl Upstreams {
         loop {
             let (mut sender, stream, kept) = match upstream.share() {
                 Some((sender, stream)) => (sender, stream, true),
-                None => self.new_http2(sidecar, to, upstream).await?,
+                None => Box::pin(self.new_http2(sidecar, to, upstream)).await?,
             };
             if sender.ready().await.is_err() && kept {
                 continue; // it closed meanwhile: not a byte was sent on it
