@@ -67,6 +67,8 @@ pub(super) struct Seen<'a> {
     pub(super) peer: Option<&'a [u8]>,
     pub(super) user_agent: Option<&'a [u8]>,
     pub(super) content_type: Option<&'a [u8]>,
+    /// A field that only events and pushes have.
+    of_message: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -124,6 +126,11 @@ impl<'a> Seen<'a> {
         seen
     }
 
+    /// Whether the head may be that of a message; most are not, and need no further look.
+    pub(super) fn may_carry_messages(&self, method: &str) -> bool {
+        method == "POST" || self.content_type.is_some() || self.of_message
+    }
+
     /// The one `traceparent`; several are none (W3C Trace Context §3.2).
     pub(super) fn traceparent(&self) -> Option<&'a [u8]> {
         self.traceparent.filter(|_| !self.several_traceparents)
@@ -151,6 +158,7 @@ impl<'a> Seen<'a> {
             b3::SAMPLED => self.b3_multi.sampled = Some(value),
             b3::FLAGS => self.b3_multi.flags = Some(value),
             jaeger::HEADER => self.jaeger = Some(value),
+            "ce-specversion" | "x-goog-pubsub-subscription-name" => self.of_message = true,
             _ => {}
         }
     }
