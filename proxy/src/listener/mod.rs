@@ -311,6 +311,7 @@ async fn watch_over<S, E>(
     let mut cut = connection.sidecar.cut.subscribe();
     loop {
         tokio::select! {
+            biased; // what serves is polled first, and lets the others have their turn whenever it waits
             _ = served.as_mut() => return,
             _ = cut.wait_for(|cut| *cut) => return,
             () = drained.as_mut(), if !finishing => {
