@@ -15,6 +15,20 @@ static HOP: [HeaderName; 7] = [
     TRANSFER_ENCODING,
 ];
 
+/// The place of a field in [`HOP`].
+fn of_hop(name: &str) -> Option<usize> {
+    Some(match name {
+        "connection" => 0,
+        "te" => 1,
+        "upgrade" => 2,
+        "keep-alive" => 3,
+        "proxy-connection" => 4,
+        "proxy-authorization" => 5,
+        "transfer-encoding" => 6,
+        _ => return None,
+    })
+}
+
 /// Whether a request asks to switch the protocol (RFC 9110 §7.8), which only HTTP/1.1 can.
 pub(super) fn wants_upgrade<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11
@@ -37,10 +51,13 @@ fn names(value: &HeaderValue, option: &str) -> bool {
 pub(super) fn strip(headers: &mut HeaderMap, upgrade: bool) {
     // Most heads have none of these: one look at all names costs less than a search for each.
     let mut there = [false; HOP.len()];
-    for name in headers.keys() {
-        for (there, of_hop) in there.iter_mut().zip(&HOP) {
-            *there |= name == of_hop;
+    for place in headers.keys().filter_map(|name| of_hop(name.as_str())) {
+        if let Some(there) = there.get_mut(place) {
+            *there = true;
         }
+    }
+    if there == [false; HOP.len()] && !upgrade {
+        return;
     }
     let [connection, te, upgraded, own @ ..] = there;
     if connection {
@@ -96,6 +113,14 @@ fn is_nominable(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_field_of_the_hop_is_found_by_its_name() {
+        for (place, name) in HOP.iter().enumerate() {
+            assert_eq!(of_hop(name.as_str()), Some(place), "{name}");
+        }
+        assert_eq!(of_hop("host"), None);
+    }
 
     fn stripped(fields: &[(&'static str, &str)], upgrade: bool) -> Vec<String> {
         let mut headers = HeaderMap::new();
