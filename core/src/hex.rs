@@ -1,46 +1,41 @@
 //! Lower-case hexadecimal, the only spelling that W3C Trace Context and B3 allow. Never allocates.
 
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
+/// The value of a lower-case hexadecimal digit, [`BAD`] for all other bytes. By arithmetic, so that the compiler can
+/// do many at once.
+const fn value(digit: u8) -> u8 {
+    let (number, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
+    if number < 10 {
+        number
+    } else if letter < 6 {
+        letter + 10
+    } else {
+        BAD
+    }
+}
+
 const BAD: u8 = 0xff;
 
-/// The value of each byte as a lower-case hexadecimal digit, `BAD` for all others.
-const VALUES: [u8; 256] = {
-    let mut table = [BAD; 256];
-    let mut i = 0;
-    #[expect(clippy::indexing_slicing, reason = "evaluated at compile time: a bad index does not build")]
-    while i < 16 {
-        table[DIGITS[i] as usize] = i as u8;
-        i += 1;
-    }
-    table
-};
-
-fn value(digit: u8) -> u8 {
-    VALUES.get(usize::from(digit)).copied().unwrap_or(BAD)
+const fn digit(nibble: u8) -> u8 {
+    nibble + if nibble < 10 { b'0' } else { b'a' - 10 }
 }
 
 /// Reads exactly `2 * N` lower-case digits.
 #[must_use]
 pub fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
     let (pairs, rest) = text.as_chunks::<2>();
-    if pairs.len() != N || !rest.is_empty() {
+    let pairs: &[[u8; 2]; N] = pairs.try_into().ok()?;
+    if !rest.is_empty() {
         return None;
     }
-    let mut wrong = 0;
-    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-        let (high, low) = (value(*high), value(*low));
-        wrong |= high | low;
-        *byte = (high << 4) | (low & 0x0f);
-    }
-    (wrong & 0xf0 == 0).then_some(bytes)
+    let values = pairs.map(|[high, low]| (value(high), value(low)));
+    let wrong = values.iter().fold(0, |wrong, (high, low)| wrong | high | low);
+    (wrong & 0xf0 == 0).then(|| values.map(|(high, low)| (high << 4) | low))
 }
 
 /// Writes `bytes` as digits into the front of `text`, as many as fit.
 pub fn encode(bytes: &[u8], text: &mut [u8]) {
     let (pairs, _) = text.as_chunks_mut::<2>();
     for (pair, byte) in pairs.iter_mut().zip(bytes) {
-        let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
         *pair = [digit(byte >> 4), digit(byte & 0x0f)];
     }
 }

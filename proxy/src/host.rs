@@ -19,6 +19,8 @@ pub(crate) struct Headers<'a>(pub(crate) &'a mut HeaderMap);
 macro_rules! parsed {
     ($($name:expr),* $(,)?) => {
         /// The names that every request is asked for, parsed once: parsing one costs more than finding it.
+        // Within its callers the name is mostly a constant, and nothing is left of the comparisons.
+        #[inline(always)]
         fn parsed(name: &str) -> Option<&'static HeaderName> {
             $({
                 static NAME: HeaderName = HeaderName::from_static($name);
@@ -46,6 +48,7 @@ parsed![
 ];
 
 impl Carrier for Headers<'_> {
+    #[inline]
     fn get(&self, name: &str) -> Option<&[u8]> {
         let value = match parsed(name) {
             Some(name) => self.0.get(name),
@@ -54,6 +57,7 @@ impl Carrier for Headers<'_> {
         value.map(HeaderValue::as_bytes)
     }
 
+    #[inline]
     fn set(&mut self, name: &'static str, value: &[u8]) {
         // `core` hands out only values that a header may hold; one that is not is left out, as a broken
         // header would spoil the user's request.
@@ -63,6 +67,7 @@ impl Carrier for Headers<'_> {
         }
     }
 
+    #[inline]
     fn remove(&mut self, name: &'static str) {
         match parsed(name) {
             Some(name) => self.0.remove(name),
@@ -77,10 +82,21 @@ impl Carrier for Headers<'_> {
     }
 }
 
+fn mono_nanos() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
+/// This moment, which is so long after another one: asks one clock where [`now`] asks two.
+pub(crate) fn later_than(earlier: Now) -> Now {
+    let mono_nanos = mono_nanos();
+    let passed = mono_nanos.saturating_sub(earlier.mono_nanos);
+    Now { unix_nanos: earlier.unix_nanos.saturating_add(passed), mono_nanos }
+}
+
 /// This moment.
 pub(crate) fn now() -> Now {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let mono_nanos = START.get_or_init(Instant::now).elapsed().as_nanos() as u64;
+    let mono_nanos = mono_nanos();
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now { unix_nanos: unix.as_nanos() as u64, mono_nanos }
 }

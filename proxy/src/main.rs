@@ -20,6 +20,7 @@ mod stall;
 mod stats;
 mod tls;
 mod trace;
+mod worker;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -40,6 +41,7 @@ use tokio::time::{Instant, timeout_at};
 use export::Exporters;
 use sidecar::{OwnPorts, Readiness, Sidecar};
 use stats::Side;
+use worker::Workers;
 
 /// A future behind a pointer.
 pub(crate) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -77,7 +79,7 @@ fn main() -> ExitCode {
 /// What a start would say of the settings, the files that they name included.
 fn check(found: &Found<Settings>) -> Result<String, String> {
     let _ = Exporters::new(&found.value)?;
-    let _ = forward::Upstreams::new(&found.value)?;
+    let _ = forward::Upstreams::new(&found.value, 1)?;
     let warnings = found.warnings.iter().map(|warning| format!("warning: {warning}\n"));
     Ok(std::iter::once("settings are right\n".to_owned()).chain(warnings).collect())
 }
@@ -103,60 +105,63 @@ fn run(found: Found<Settings>) -> Result<(), Stop> {
     for warning in &warnings {
         log::warn(warning, &[]);
     }
-    let threads = match usize::try_from(settings.worker_threads).unwrap_or(0) {
-        0 => std::thread::available_parallelism().map_or(1, usize::from).min(2),
-        threads => threads,
-    };
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .enable_all()
-        .build()
-        .map_err(|error| Stop::Failed(format!("failed to start: {error}")))?
-        .block_on(serve(settings))
+    let failed = |error| Stop::Failed(format!("failed to start: {error}"));
+    let runtime = worker::runtime().map_err(failed)?;
+    let workers = Workers::start(worker::count(settings.worker_threads) - 1).map_err(failed)?;
+    let served = runtime.block_on(serve(settings, &workers));
+    workers.stop();
+    runtime.shutdown_background(); // a name that is being looked up is waited for by nobody
+    served
 }
 
-/// The listeners, bound.
+/// The listeners, bound: one socket for each worker, none where nothing is listened on.
 struct Bound {
-    inbound: Option<TcpListener>,
-    outbound: Option<TcpListener>,
-    admin: TcpListener,
+    inbound: Vec<std::net::TcpListener>,
+    outbound: Vec<std::net::TcpListener>,
+    admin: Vec<std::net::TcpListener>,
 }
 
 impl Bound {
-    fn new(settings: &Settings) -> Result<Self, Stop> {
-        let bind = |name: &str, address: SocketAddr| {
-            listener::bind(address).map_err(|error| {
+    fn new(settings: &Settings, workers: usize) -> Result<Self, Stop> {
+        let bind = |name: &str, address: Option<SocketAddr>, sockets| {
+            let Some(address) = address else { return Ok(Vec::new()) };
+            listener::bind(address, sockets).map_err(|error| {
                 Stop::Failed(format!("{name}=\"{address}\": want an address that is free: {error}"))
             })
         };
-        let optional =
-            |name, address: Option<SocketAddr>| address.map(|address| bind(name, address)).transpose();
         Ok(Self {
-            inbound: optional("THROUGHLINE_INBOUND_LISTEN", settings.inbound_listen)?,
-            outbound: optional("THROUGHLINE_OUTBOUND_LISTEN", settings.outbound_listen)?,
-            admin: bind("THROUGHLINE_ADMIN_LISTEN", settings.admin_listen)?,
+            inbound: bind("THROUGHLINE_INBOUND_LISTEN", settings.inbound_listen, workers)?,
+            outbound: bind("THROUGHLINE_OUTBOUND_LISTEN", settings.outbound_listen, workers)?,
+            admin: bind("THROUGHLINE_ADMIN_LISTEN", Some(settings.admin_listen), 1)?,
         })
     }
 
     fn addresses(&self) -> Vec<SocketAddr> {
-        let all = [self.inbound.as_ref(), self.outbound.as_ref(), Some(&self.admin)];
-        all.into_iter().flatten().filter_map(|listener| listener.local_addr().ok()).collect()
+        let all = [&self.inbound, &self.outbound, &self.admin];
+        let first = all.into_iter().filter_map(|sockets| sockets.first());
+        first.filter_map(|listener| listener.local_addr().ok()).collect()
     }
 }
 
-async fn serve(settings: Settings) -> Result<(), Stop> {
+/// The listener, on this thread's runtime.
+fn listening(listener: std::net::TcpListener) -> Result<TcpListener, Stop> {
+    TcpListener::from_std(listener).map_err(|error| Stop::Failed(format!("failed to listen: {error}")))
+}
+
+async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
     let deaf = |error| Stop::Failed(format!("failed to hear signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
     let exporters = Exporters::new(&settings).map_err(Stop::Settings)?;
-    let bound = Bound::new(&settings)?;
+    let workers = workers.handles();
+    let bound = Bound::new(&settings, workers.len())?;
     let patience = Duration::from_millis(settings.drain_timeout_ms);
     let sidecar = Arc::new(Sidecar {
         tracer: Tracer::new(settings.tracer(), host::seed()),
         spans: export::SpanQueue::new(&settings),
         stats: stats::Stats::default(),
         access_log: access_log::AccessLog::new(settings.access_log),
-        upstreams: forward::Upstreams::new(&settings).map_err(Stop::Settings)?,
+        upstreams: forward::Upstreams::new(&settings, workers.len()).map_err(Stop::Settings)?,
         own_ports: OwnPorts(bound.addresses()),
         readiness: Readiness::default(),
         cut: watch::Sender::new(false),
@@ -174,17 +179,23 @@ async fn serve(settings: Settings) -> Result<(), Stop> {
     let (drain, draining) = watch::channel(false);
     let (stop, stopping) = watch::channel(None);
     let asked_to_drain = Arc::new(Notify::new());
-    tokio::spawn(admin::serve(Arc::clone(&sidecar), bound.admin, Arc::clone(&asked_to_drain)));
+    for admin in bound.admin {
+        tokio::spawn(admin::serve(Arc::clone(&sidecar), listening(admin)?, Arc::clone(&asked_to_drain)));
+    }
     let export = tokio::spawn(exporters.run(Arc::clone(&sidecar), stopping));
     tokio::spawn(tidy(Arc::clone(&sidecar)));
     let sides = [(Side::Inbound, bound.inbound), (Side::Outbound, bound.outbound)];
-    let listeners: Vec<_> = sides
-        .into_iter()
-        .filter_map(|(side, listener)| {
-            let accept = listener::accept(Arc::clone(&sidecar), side, listener?, draining.clone());
-            Some(tokio::spawn(accept))
-        })
-        .collect();
+    let mut listeners = Vec::new();
+    for (side, sockets) in sides {
+        let places = listener::Places::new(&sidecar.settings);
+        for (worker, socket) in workers.iter().zip(sockets) {
+            let _on_its_thread = worker.enter();
+            let listener = listening(socket)?;
+            let accept =
+                listener::accept(Arc::clone(&sidecar), side, listener, places.clone(), draining.clone());
+            listeners.push(worker.spawn(accept));
+        }
+    }
     sidecar.readiness.start();
     addresses.log(&sidecar);
 
@@ -252,9 +263,9 @@ struct Addresses(Vec<(&'static str, String)>);
 impl Addresses {
     fn of(bound: &Bound) -> Self {
         let all = [
-            ("inbound", bound.inbound.as_ref()),
-            ("outbound", bound.outbound.as_ref()),
-            ("admin", Some(&bound.admin)),
+            ("inbound", bound.inbound.first()),
+            ("outbound", bound.outbound.first()),
+            ("admin", bound.admin.first()),
         ];
         let known = all.into_iter().filter_map(|(name, listener)| {
             listener?.local_addr().ok().map(|address| (name, address.to_string()))

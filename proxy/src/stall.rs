@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,10 @@ pub(crate) struct Progress {
     requests: AtomicU32,
     /// Answers that have bytes at hand which the caller does not take.
     unread: AtomicU32,
-    /// Milliseconds since `opened` when an answer last moved, or the last request was over.
+    /// Whether an answer moved, or a request was over, since the connection was last looked at. Whoever moves reads no
+    /// clock: it happens several times a request, and the look is often enough.
+    moved: AtomicBool,
+    /// Milliseconds since `opened` when a look last found that it had moved.
     moved_ms: AtomicU64,
     /// Milliseconds since `opened`, plus one, when a head began to arrive; 0 when none is under way.
     head_ms: AtomicU64,
@@ -40,7 +43,8 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// How often a connection is looked at: often enough that none overstays by half.
+    /// How often a connection is looked at: often enough that none overstays by half, a quarter until a move is noted
+    /// and a quarter until it is missed.
     pub(crate) fn tick(&self) -> Duration {
         let shortest = self.head.min(self.unread).min(self.idle);
         (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(15))
@@ -53,6 +57,7 @@ impl Progress {
             opened: Instant::now(),
             requests: AtomicU32::new(0),
             unread: AtomicU32::new(0),
+            moved: AtomicBool::new(false),
             moved_ms: AtomicU64::new(0),
             head_ms: AtomicU64::new(0),
             begun: AtomicU64::new(0),
@@ -65,7 +70,7 @@ impl Progress {
     }
 
     fn moved(&self) {
-        self.moved_ms.store(self.elapsed_ms(), Ordering::Relaxed);
+        self.moved.store(true, Ordering::Relaxed);
     }
 
     /// Bytes came in on an HTTP/1 connection.
@@ -110,6 +115,9 @@ impl Progress {
     /// Why the connection should be closed, if it should.
     pub(crate) fn judge(&self, patience: Patience) -> Option<Reaped> {
         let now = self.elapsed_ms();
+        if self.moved.swap(false, Ordering::Relaxed) {
+            self.moved_ms.store(now, Ordering::Relaxed);
+        }
         let since = |then: u64| Duration::from_millis(now.saturating_sub(then));
         let head = self.head_ms.load(Ordering::Relaxed);
         let moved = self.moved_ms.load(Ordering::Relaxed);
@@ -261,6 +269,11 @@ mod tests {
         };
         assert_eq!(after(61, beside_another), None, "the other is served");
         assert_eq!(after(301, beside_another), Some(Reaped::Stalled));
+        let moved = |progress: &Progress| {
+            unread(progress);
+            progress.moved();
+        };
+        assert_eq!(after(400, moved), None, "it counts from the look that finds it moved");
         assert_eq!(after(3599, |_| ()), None);
         assert_eq!(after(3601, |_| ()), Some(Reaped::Idle));
     }

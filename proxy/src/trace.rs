@@ -21,7 +21,7 @@ use tower::{Layer, Service};
 use crate::access_log;
 use crate::conform::Explain;
 use crate::forward::{Answer, ERROR_HEADER, Gone, Tunnel};
-use crate::host::{Headers, RandomIds, now};
+use crate::host::{Headers, RandomIds, later_than, now};
 use crate::messages::{self, Held, Resumed};
 use crate::moments::Moments;
 use crate::sidecar::Connection;
@@ -82,7 +82,7 @@ where
 /// An exchange with messages in its bodies: what `core` wants to see is held and edited on its way.
 async fn held<S, B, D>(
     mut inner: S,
-    mut live: Live,
+    mut live: Box<Live>,
     request: Request<B>,
     wanted: Wanted,
 ) -> Response<Traced<Resumed<D>>>
@@ -169,7 +169,7 @@ where
     Ok(Request::from_parts(head, body))
 }
 
-async fn edit_answer<D>(mut live: Live, answer: Answer<D>) -> Response<Traced<Resumed<D>>>
+async fn edit_answer<D>(mut live: Box<Live>, answer: Answer<D>) -> Response<Traced<Resumed<D>>>
 where
     D: Body<Data = Bytes, Error = Failure> + Unpin,
 {
@@ -220,7 +220,8 @@ struct Live {
 }
 
 impl Live {
-    fn begin<B>(connection: &Arc<Connection>, request: &mut Request<B>) -> Self {
+    /// Boxed: it is handed on from future to future, and to the body.
+    fn begin<B>(connection: &Arc<Connection>, request: &mut Request<B>) -> Box<Self> {
         let sidecar = &connection.sidecar;
         let logged = sidecar.access_log.is_on().then(|| {
             let bytes_in = access_log::BytesIn::default();
@@ -277,7 +278,7 @@ impl Live {
             request.extensions_mut().insert(moments.clone());
         }
         let connection = Arc::clone(connection);
-        Self { exchange: Some(exchange), connection, request: logged, bytes_out: 0, moments }
+        Box::new(Self { exchange: Some(exchange), connection, request: logged, bytes_out: 0, moments })
     }
 
     fn wanted(&self) -> Wanted {
@@ -322,7 +323,7 @@ impl Live {
     fn response(&mut self, status: StatusCode, headers: &mut HeaderMap) {
         if let Some(exchange) = &mut self.exchange {
             if exchange.wants_first_byte() {
-                exchange.mark(Mark::FirstByte, now());
+                exchange.mark(Mark::FirstByte, later_than(exchange.started()));
             }
             exchange.response(&self.connection.sidecar.tracer, status.as_u16(), &mut Headers(headers));
         }
@@ -353,7 +354,8 @@ impl Live {
             moments.tell(&mut exchange);
         }
         let sidecar = &self.connection.sidecar;
-        let summary = sidecar.tracer.end(exchange, outcome, now(), &mut &sidecar.spans);
+        let now = later_than(exchange.started());
+        let summary = sidecar.tracer.end(exchange, outcome, now, &mut &sidecar.spans);
         if let Some(request) = &self.request {
             sidecar.access_log.write(request, &summary, outcome, self.bytes_out, &sidecar.stats);
         }
@@ -373,7 +375,7 @@ pin_project_lite::pin_project! {
     #[project = Waiting]
     pub(crate) enum TraceFuture<F, D> {
         /// Nothing is held: the way of most requests.
-        Plain { #[pin] inner: F, live: Option<Live> },
+        Plain { #[pin] inner: F, live: Option<Box<Live>> },
         /// Bodies are held.
         Held { inner: crate::Boxed<Response<Traced<D>>> },
     }
@@ -401,7 +403,7 @@ where
 /// The response of an answer, or in the place of one.
 fn conclude<D>(
     answer: Result<Answer<D>, Gone>,
-    mut live: Live,
+    mut live: Box<Live>,
     frames: Option<Box<Reassembler>>,
 ) -> Response<Traced<Resumed<D>>>
 where
@@ -429,7 +431,7 @@ where
 }
 
 /// An upgraded exchange lasts as long as its tunnel.
-fn carry(tunnel: Tunnel, mut live: Live) {
+fn carry(tunnel: Tunnel, mut live: Box<Live>) {
     tokio::spawn(async move {
         let sidecar = Arc::clone(&live.connection.sidecar);
         // Held until the exchange is ended: a drain waits for it.
@@ -475,7 +477,7 @@ pin_project_lite::pin_project! {
         Upstream {
             #[pin]
             body: D,
-            live: Live,
+            live: Box<Live>,
             // gRPC messages are put together, edited and framed anew.
             frames: Option<Box<Reassembler>>,
         },
@@ -498,7 +500,7 @@ impl<D> Traced<D> {
 }
 
 impl<D: Body> Traced<D> {
-    fn upstream(body: D, mut live: Live, frames: Option<Box<Reassembler>>) -> Self {
+    fn upstream(body: D, mut live: Box<Live>, frames: Option<Box<Reassembler>>) -> Self {
         if body.is_end_stream() {
             live.end(Outcome::Complete);
         }

@@ -65,8 +65,12 @@ pub(super) struct Seen<'a> {
     pub(super) b3_multi: B3Multi<'a>,
     pub(super) jaeger: Option<&'a [u8]>,
     pub(super) peer: Option<&'a [u8]>,
+    /// `throughline-keep`, which belongs on answers only.
+    pub(super) keep: bool,
     pub(super) user_agent: Option<&'a [u8]>,
     pub(super) content_type: Option<&'a [u8]>,
+    /// A field that only events and pushes have.
+    of_message: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -124,6 +128,11 @@ impl<'a> Seen<'a> {
         seen
     }
 
+    /// Whether the head may be that of a message; most are not, and need no further look.
+    pub(super) fn may_carry_messages(&self, method: &str) -> bool {
+        method == "POST" || self.content_type.is_some() || self.of_message
+    }
+
     /// The one `traceparent`; several are none (W3C Trace Context §3.2).
     pub(super) fn traceparent(&self) -> Option<&'a [u8]> {
         self.traceparent.filter(|_| !self.several_traceparents)
@@ -143,6 +152,7 @@ impl<'a> Seen<'a> {
             header::OPERATION => self.operation = self.operation.or(Some(value)),
             header::TRACE_ID => self.trace_id = Some(value),
             header::PEER => self.peer = Some(value),
+            header::KEEP => self.keep = true,
             "user-agent" => self.user_agent = Some(value),
             "content-type" => self.content_type = Some(value),
             b3::SINGLE => self.b3 = Some(value),
@@ -151,6 +161,7 @@ impl<'a> Seen<'a> {
             b3::SAMPLED => self.b3_multi.sampled = Some(value),
             b3::FLAGS => self.b3_multi.flags = Some(value),
             jaeger::HEADER => self.jaeger = Some(value),
+            "ce-specversion" | "x-goog-pubsub-subscription-name" => self.of_message = true,
             _ => {}
         }
     }

@@ -84,39 +84,43 @@ pub(super) struct Plan {
     /// B3's and Jaeger's debug flag goes on.
     pub(super) debug: bool,
     pub(super) state: State,
-    /// Set where the header is missing.
-    pub(super) operation_header: Option<Operation>,
+    /// The operation's header is missing, and set.
+    pub(super) operation_header: bool,
     /// The header names an operation that goes no further.
     pub(super) operation_disbelieved: bool,
-    /// Added to the baggage where it is missing.
-    pub(super) operation_baggage: Option<Operation>,
+    /// The operation is missing in the baggage, and added.
+    pub(super) operation_baggage: bool,
     /// The whole baggage was restored, or a member was taken out of it.
     pub(super) restored_baggage: bool,
     pub(super) peer: PeerHeader,
+    /// Whether the request came with fields that may have to go: a search for what is not there costs as much.
+    pub(super) had_peer: bool,
+    pub(super) had_tracestate: bool,
 }
 
 impl Plan {
     pub(super) fn write(
-        self,
+        &self,
         trace: &Trace,
+        operation: Option<&Operation>,
         own_peer: &[u8],
         buffers: &mut Buffers,
         carrier: &mut impl Carrier,
     ) {
         match self.peer {
             PeerHeader::Own => carrier.set(header::PEER, own_peer),
-            PeerHeader::Removed if carrier.get(header::PEER).is_some() => carrier.remove(header::PEER),
+            PeerHeader::Removed if self.had_peer => carrier.remove(header::PEER),
             PeerHeader::Removed => {}
         }
         self.contexts(trace, buffers, carrier);
         if self.operation_disbelieved {
             carrier.remove(header::OPERATION);
         }
-        if let Some(operation) = self.operation_header {
+        if let Some(operation) = operation.filter(|_| self.operation_header) {
             carrier.set(header::OPERATION, operation.as_str().as_bytes());
         }
         // A list that has no room for the operation goes on without it.
-        let added = self.operation_baggage.is_some_and(|operation| {
+        let added = operation.filter(|_| self.operation_baggage).is_some_and(|operation| {
             baggage::append(&mut buffers.baggage, attribute::OPERATION, operation.as_str().as_bytes())
         });
         if (added || self.restored_baggage) && !buffers.baggage.is_empty() {
@@ -157,6 +161,10 @@ impl Plan {
     }
 
     fn tracestate(&self, trace: &Trace, buffers: &mut Buffers, carrier: &mut impl Carrier) {
+        if self.state == State::WithOwn && self.formats.traceparent && buffers.tracestate.is_empty() {
+            // The most common list: our member alone.
+            return carrier.set(tracestate::HEADER, &own_member(trace));
+        }
         let list = &mut buffers.scratch;
         list.clear();
         list.extend_from_slice(&buffers.tracestate);
@@ -171,11 +179,22 @@ impl Plan {
         }
         if !list.is_empty() {
             carrier.set(tracestate::HEADER, list);
-        } else if carrier.get(tracestate::HEADER).is_some() {
+        } else if self.had_tracestate {
             carrier.remove(tracestate::HEADER);
         }
     }
 }
+
+/// Our member of `tracestate`: `tl=` and the span id.
+fn own_member(trace: &Trace) -> [u8; OWN_MEMBER.len()] {
+    let mut member = OWN_MEMBER;
+    if let Some((_, digits)) = member.split_first_chunk_mut::<3>() {
+        digits.copy_from_slice(&trace.span_id.digits());
+    }
+    member
+}
+
+const OWN_MEMBER: [u8; 19] = *b"tl=0000000000000000";
 
 /// What the caller may read of the trace.
 pub(super) fn answer(headers: &ResponseHeaders, trace: &Trace, carrier: &mut impl Carrier) {
@@ -201,5 +220,17 @@ pub(super) fn answer(headers: &ResponseHeaders, trace: &Trace, carrier: &mut imp
     }
     if headers.trace_id {
         carrier.set(header::TRACE_ID, &trace_id.digits());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_member_alone_is_the_list_that_it_would_be_put_first_in() {
+        let mut list = Vec::new();
+        tracestate::put_first(&mut list, TRACESTATE_KEY, &[b'0'; 16]);
+        assert_eq!(list, OWN_MEMBER);
     }
 }

@@ -147,19 +147,45 @@ pub struct Summary {
     pub ignored: bool,
 }
 
+/// The fields of an answer's head that matter to us, the first of each.
+#[derive(Default)]
+struct Answered<'a> {
+    content_type: Option<&'a [u8]>,
+    grpc_status: Option<&'a [u8]>,
+    peer: Option<&'a [u8]>,
+    keep: bool,
+}
+
+impl<'a> Answered<'a> {
+    /// Looks at each field once.
+    fn of(carrier: &'a impl Carrier) -> Self {
+        let mut answered = Self::default();
+        carrier.for_each(&mut |name, value| match name {
+            "content-type" => answered.content_type = answered.content_type.or(Some(value)),
+            header::GRPC_STATUS => answered.grpc_status = answered.grpc_status.or(Some(value)),
+            header::PEER => answered.peer = answered.peer.or(Some(value)),
+            header::KEEP => answered.keep = true,
+            _ => {}
+        });
+        answered
+    }
+}
+
 impl Exchange {
     /// The upstream's answer begins: takes what is ours out of its headers and adds what its reader may see.
     /// Bytes of the body are the host's business.
     pub fn response(&mut self, tracer: &Tracer, status: u16, carrier: &mut impl Carrier) {
         self.http_status = Some(status);
-        if self.grpc || carrier.get("content-type").is_some_and(crate::classify::is_grpc) {
+        let answered = Answered::of(carrier);
+        if self.grpc || answered.content_type.is_some_and(crate::classify::is_grpc) {
             self.grpc = true;
-            self.grpc_status = GrpcStatus::of(carrier).or(self.grpc_status);
+            self.grpc_status = answered.grpc_status.map(GrpcStatus::parse).or(self.grpc_status);
         }
         if matches!(self.tracing, Tracing::Off | Tracing::Ignored) {
             return;
         }
-        if let Some(value) = carrier.get(header::PEER) {
+        let said = answered.keep;
+        if let Some(value) = answered.peer {
             if self.direction == Direction::Outbound && self.inside {
                 self.peer = Peer::parse(value); // who is outside may call himself what he likes
             }
@@ -175,7 +201,7 @@ impl Exchange {
                     &mut self.buffers.attributes,
                 );
             }
-            self.keep_so_far(tracer, Outcome::Complete, carrier);
+            self.keep_so_far(tracer, Outcome::Complete, said, carrier);
             if self.direction == Direction::Inbound {
                 if tracer.config.trust != Trust::Mesh {
                     edge::strip_answer(carrier);
@@ -197,7 +223,8 @@ impl Exchange {
         carrier: &mut impl Carrier,
     ) {
         if matches!(self.tracing, Tracing::On(_)) {
-            self.keep_so_far(tracer, Outcome::Failed { failure, answered: Some(status) }, carrier);
+            let outcome = Outcome::Failed { failure, answered: Some(status) };
+            self.keep_so_far(tracer, outcome, false, carrier);
             if self.told {
                 carrier.set(header::PEER, &tracer.config.peer_header); // or it would not be believed
             }
@@ -216,15 +243,15 @@ impl Exchange {
             // HTTP/1.1 announces the fields of its trailers in the head, which is gone.
             let late = self.http2 || self.direction == Direction::Outbound;
             if late {
-                self.keep_so_far(tracer, Outcome::Complete, carrier);
+                let said = carrier.get(header::KEEP).is_some();
+                self.keep_so_far(tracer, Outcome::Complete, said, carrier);
             }
         }
     }
 
     /// Rule 4: takes what the next hop's sidecar says of keeping, judges what is known so far, and tells the
     /// caller's sidecar, while there is still a head or a trailer to tell it by.
-    fn keep_so_far(&mut self, tracer: &Tracer, outcome: Outcome, carrier: &mut impl Carrier) {
-        let said = carrier.get(header::KEEP).is_some();
+    fn keep_so_far(&mut self, tracer: &Tracer, outcome: Outcome, said: bool, carrier: &mut impl Carrier) {
         if said {
             carrier.remove(header::KEEP); // an application has no say in it, nor any use for it
         }
@@ -312,6 +339,12 @@ impl Exchange {
     #[must_use]
     pub fn direction(&self) -> Direction {
         self.direction
+    }
+
+    /// When it began.
+    #[must_use]
+    pub fn started(&self) -> Now {
+        self.started
     }
 
     /// What the exchange amounts to.

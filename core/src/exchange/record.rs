@@ -187,8 +187,33 @@ struct AddressText {
 
 impl AddressText {
     fn of(&mut self, address: IpAddr) -> &[u8] {
-        let _ = std::fmt::Write::write_fmt(self, format_args!("{}", address.to_canonical()));
+        match address.to_canonical() {
+            IpAddr::V4(address) => {
+                for (at, part) in address.octets().into_iter().enumerate() {
+                    if at > 0 {
+                        self.push(b'.');
+                    }
+                    if part >= 100 {
+                        self.push(b'0' + part / 100);
+                    }
+                    if part >= 10 {
+                        self.push(b'0' + part / 10 % 10);
+                    }
+                    self.push(b'0' + part % 10);
+                }
+            }
+            IpAddr::V6(address) => {
+                let _ = std::fmt::Write::write_fmt(self, format_args!("{address}"));
+            }
+        }
         self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.bytes.get_mut(self.len) {
+            *place = byte;
+            self.len += 1;
+        }
     }
 }
 
@@ -198,5 +223,20 @@ impl std::fmt::Write for AddressText {
         room.copy_from_slice(text.as_bytes());
         self.len += text.len();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_written_as_it_is_read() {
+        for text in ["0.0.0.0", "10.1.20.255", "100.109.9.99", "::1", "2001:db8::17", "::ffff:0:0:1"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(AddressText { bytes: [0; 48], len: 0 }.of(address), text.as_bytes());
+        }
+        let mapped = "::ffff:10.0.0.5".parse().unwrap();
+        assert_eq!(AddressText { bytes: [0; 48], len: 0 }.of(mapped), b"10.0.0.5");
     }
 }

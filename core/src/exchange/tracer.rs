@@ -260,8 +260,8 @@ impl Tracer {
             exchange.phases = Some(Phases::new(ids));
         }
         let at_edge = head.direction == Direction::Inbound && self.config.trust != Trust::Mesh;
-        if !at_edge {
-            // What a stranger calls an event is a request like any other.
+        // What a stranger calls an event is a request like any other.
+        if !at_edge && seen.may_carry_messages(head.method) {
             exchange.messaging = Messaging::of_head(head, carrier);
         }
         exchange.keeping = self.keeping(&exchange);
@@ -278,10 +278,14 @@ impl Tracer {
             let names = &self.config.capture_request_headers;
             capture(names, attribute::REQUEST_HEADER_PREFIX, carrier, &mut exchange.buffers.attributes);
         }
+        if seen.keep {
+            carrier.remove(crate::names::header::KEEP); // it belongs on answers, and is no application's business
+        }
         if at_edge {
             edge::strip_request(carrier);
         }
-        plan.write(&trace, &self.config.peer_header, &mut exchange.buffers, carrier);
+        let operation = exchange.operation.as_ref();
+        plan.write(&trace, operation, &self.config.peer_header, &mut exchange.buffers, carrier);
         exchange.tracing = Tracing::On(trace);
         if let Some(messaging) = &mut exchange.messaging {
             messaging.plan = Some(plan);
@@ -523,11 +527,13 @@ impl Tracer {
             had_context: reading.context.is_some(),
             debug: reading.context.is_some_and(|context| context.debug),
             state,
-            operation_header: exchange.operation.filter(|_| seen.operation.is_none()),
+            operation_header: exchange.operation.is_some() && seen.operation.is_none(),
             operation_disbelieved: stranger.as_ref().is_some_and(|stranger| stranger.operation_disbelieved),
-            operation_baggage: self.for_baggage(exchange).filter(|_| said.baggage_is_whole),
+            operation_baggage: said.baggage_is_whole && self.is_for_baggage(exchange),
             restored_baggage: stranger.is_some_and(|stranger| stranger.baggage_changed),
             peer: PeerHeader::Removed,
+            had_peer: seen.peer.is_some(),
+            had_tracestate: !seen.tracestate.is_empty(),
         };
         (trace, plan)
     }
@@ -623,20 +629,22 @@ impl Tracer {
             had_context: reading.context.is_some(),
             debug: reading.context.is_some_and(|context| context.debug),
             state: if had_own { State::OwnTakenOut } else { State::AsItIs },
-            operation_header: exchange.operation.filter(|_| inside && seen.operation.is_none()),
+            operation_header: exchange.operation.is_some() && inside && seen.operation.is_none(),
             operation_disbelieved: false,
-            operation_baggage: self.for_baggage(exchange).filter(|_| inside && said.baggage_is_whole),
+            operation_baggage: inside && said.baggage_is_whole && self.is_for_baggage(exchange),
             restored_baggage: restored.baggage,
             peer: if inside { PeerHeader::Own } else { PeerHeader::Removed },
+            had_peer: seen.peer.is_some(),
+            had_tracestate: !seen.tracestate.is_empty(),
         };
         (trace, plan)
     }
 
     /// The operation, where the baggage lacks it: it goes on as header and as baggage, whichever of the two
     /// came.
-    fn for_baggage(&self, exchange: &Exchange) -> Option<Operation> {
+    fn is_for_baggage(&self, exchange: &Exchange) -> bool {
         let lacks_it = || baggage::find(&exchange.buffers.baggage, attribute::OPERATION).is_none();
-        exchange.operation.filter(|_| self.config.propagators.baggage && lacks_it())
+        exchange.operation.is_some() && self.config.propagators.baggage && lacks_it()
     }
 
     /// The operation by header, else by baggage, which is read into `list` on the way.

@@ -21,6 +21,7 @@ pub(crate) const fn varint_len(value: u64) -> usize {
     bits.div_ceil(7)
 }
 
+#[inline]
 pub(crate) fn varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -34,12 +35,14 @@ pub(crate) const fn delimited_len(len: usize) -> usize {
     1 + varint_len(len as u64) + len
 }
 
+#[inline]
 pub(crate) fn delimited(out: &mut Vec<u8>, field: u8, bytes: &[u8]) {
     head(out, field, bytes.len());
     out.extend_from_slice(bytes);
 }
 
 /// The tag and length of a field whose `len` bytes the caller appends.
+#[inline]
 pub(crate) fn head(out: &mut Vec<u8>, field: u8, len: usize) {
     out.push(tag(field, LENGTH_DELIMITED));
     varint(out, len as u64);

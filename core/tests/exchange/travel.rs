@@ -281,3 +281,14 @@ fn a_kept_delivery_links_to_a_producer_that_was_not_sampled() {
     world.end(exchange, COMPLETE);
     assert_eq!(parent_of(&world.spans().pop().unwrap()), CALLER);
 }
+
+#[test]
+fn nobody_gets_the_header_of_answers_on_a_request() {
+    let mut world = unsampled(|_| {});
+    let (served, application) = world.inbound(&[("throughline-keep", "error"), ("x", "y")]);
+    assert_eq!((value(&application, "throughline-keep"), value(&application, "x")), ("-", "y"));
+    let (called, sent) = world.outbound(OUTSIDE, &[("throughline-keep", "error")]);
+    assert_eq!(value(&sent, "throughline-keep"), "-");
+    world.end(called, COMPLETE);
+    world.end(served, COMPLETE);
+}

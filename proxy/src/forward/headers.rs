@@ -3,9 +3,31 @@
 use http::header::{CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{Request, Version};
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
+/// The fields of one hop: those that need a second look, then those that are removed as they are. The next hop's
+/// framing is its own.
+static HOP: [HeaderName; 7] = [
+    CONNECTION,
+    TE,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("proxy-authorization"),
+    TRANSFER_ENCODING,
+];
+
+/// The place of a field in [`HOP`].
+fn of_hop(name: &str) -> Option<usize> {
+    Some(match name {
+        "connection" => 0,
+        "te" => 1,
+        "upgrade" => 2,
+        "keep-alive" => 3,
+        "proxy-connection" => 4,
+        "proxy-authorization" => 5,
+        "transfer-encoding" => 6,
+        _ => return None,
+    })
+}
 
 /// Whether a request asks to switch the protocol (RFC 9110 §7.8), which only HTTP/1.1 can.
 pub(super) fn wants_upgrade<B>(request: &Request<B>) -> bool {
@@ -27,31 +49,41 @@ fn names(value: &HeaderValue, option: &str) -> bool {
 /// Removes what belongs to the hop. `TE: trailers` stays, since trailers are carried; the fields of an upgrade
 /// stay where there is one.
 pub(super) fn strip(headers: &mut HeaderMap, upgrade: bool) {
-    if let Some(connection) = headers.get(CONNECTION).cloned() {
-        let more: Vec<HeaderValue> = headers.get_all(CONNECTION).iter().skip(1).cloned().collect();
+    // Most heads have none of these: one look at all names costs less than a search for each.
+    let mut there = [false; HOP.len()];
+    for place in headers.keys().filter_map(|name| of_hop(name.as_str())) {
+        if let Some(there) = there.get_mut(place) {
+            *there = true;
+        }
+    }
+    if there == [false; HOP.len()] && !upgrade {
+        return;
+    }
+    let [connection, te, upgraded, own @ ..] = there;
+    if connection {
+        let values: Vec<HeaderValue> = headers.get_all(CONNECTION).iter().cloned().collect();
         headers.remove(CONNECTION);
-        for value in std::iter::once(&connection).chain(&more) {
-            for option in value.as_bytes().split(|byte| *byte == b',') {
-                let name = HeaderName::from_bytes(option.trim_ascii());
-                if let Ok(name) = name.as_ref().map_err(|_| ())
-                    && is_nominable(name)
-                {
-                    headers.remove(name);
-                }
+        for option in values.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
+            if let Ok(name) = HeaderName::from_bytes(option.trim_ascii())
+                && is_nominable(&name)
+            {
+                headers.remove(name);
             }
         }
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(PROXY_AUTHORIZATION);
-    headers.remove(TRANSFER_ENCODING); // the next hop's framing is its own
-    let trailers = headers.get_all(TE).iter().any(|value| names(value, "trailers"));
-    if headers.remove(TE).is_some() && trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
+    for (name, _) in HOP.iter().skip(3).zip(own).filter(|(_, there)| *there) {
+        headers.remove(name);
+    }
+    if te {
+        let trailers = headers.get_all(TE).iter().any(|value| names(value, "trailers"));
+        headers.remove(TE);
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
     }
     if upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    } else {
+    } else if upgraded {
         headers.remove(UPGRADE);
     }
 }
@@ -81,6 +113,14 @@ fn is_nominable(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_field_of_the_hop_is_found_by_its_name() {
+        for (place, name) in HOP.iter().enumerate() {
+            assert_eq!(of_hop(name.as_str()), Some(place), "{name}");
+        }
+        assert_eq!(of_hop("host"), None);
+    }
 
     fn stripped(fields: &[(&'static str, &str)], upgrade: bool) -> Vec<String> {
         let mut headers = HeaderMap::new();

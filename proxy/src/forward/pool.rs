@@ -1,6 +1,7 @@
 //! Connections to upstreams, kept for the next request. HTTP/1.1: a stack of idle connections, the newest
 //! first, none older than the setting says. HTTP/2: connections shared by their streams. Bounded in upstreams
-//! and in idle connections; one more is made when none is free.
+//! and in idle connections; one more is made when none is free. Each worker has its own: a connection is driven by
+//! the thread that made it, so a request never waits for another thread.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -23,6 +24,7 @@ use super::dial::dial;
 use crate::listener::Prefixed;
 use crate::sidecar::{OwnPorts, Sidecar};
 use crate::tls::{self, Tls};
+use crate::worker;
 
 /// Upstreams remembered at once; the rest are dialled for each request.
 const UPSTREAMS_MAX: usize = 1024;
@@ -52,7 +54,8 @@ pub(crate) struct Upstreams {
     routes: Vec<FixedRoute>,
     idle_max: Duration,
     head_bytes_max: usize,
-    upstreams: Mutex<HashMap<Authority, Arc<Upstream>>>,
+    /// By worker.
+    upstreams: Vec<Mutex<HashMap<Authority, Arc<Upstream>>>>,
     pubsub: Option<Pubsub>,
 }
 
@@ -153,9 +156,15 @@ impl Upstream {
     /// nobody reads stays where it is: whoever comes next does not wait for it.
     fn take(&self, idle_max: Duration) -> Option<Sender> {
         let mut idle = locked(&self.idle);
-        idle.retain(|idle| idle.since.elapsed() <= idle_max && !idle.sender.send.is_closed());
-        let ready = idle.iter().rposition(|idle| idle.sender.send.is_ready())?;
-        Some(idle.remove(ready).sender)
+        loop {
+            // Those that are closed or too old and are not come across here are left to `tidy`.
+            let usable = |idle: &Idle| idle.sender.send.is_ready() || idle.sender.send.is_closed();
+            let at = idle.iter().rposition(usable)?;
+            let Idle { sender, since } = idle.remove(at);
+            if !sender.send.is_closed() && since.elapsed() <= idle_max {
+                return Some(sender);
+            }
+        }
     }
 
     /// An HTTP/2 connection with room for a stream, which is counted on it.
@@ -194,13 +203,13 @@ impl Shared {
 
 impl Upstreams {
     /// `Err` names the setting that stands in the way.
-    pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
+    pub(crate) fn new(settings: &Settings, workers: usize) -> Result<Self, String> {
         Ok(Self {
             pubsub: settings.pubsub_upstream.as_ref().map(|to| Pubsub::new(to, settings)).transpose()?,
             routes: settings.outbound_routes.clone(),
             idle_max: Duration::from_millis(settings.pool_idle_timeout_ms),
             head_bytes_max: usize::try_from(settings.header_bytes_max).unwrap_or(usize::MAX),
-            upstreams: Mutex::default(),
+            upstreams: std::iter::repeat_with(Mutex::default).take(workers).collect(),
         })
     }
 
@@ -281,7 +290,8 @@ impl Upstreams {
         loop {
             let (mut sender, kept) = match upstream.take(self.idle_max) {
                 Some(sender) => (sender, true),
-                None => (self.connect_http1(sidecar, to).await?, false),
+                // Boxed, as is all that is rare: each request's future has the size of its largest part.
+                None => (Box::pin(self.connect_http1(sidecar, to)).await?, false),
             };
             if sender.send.ready().await.is_err() {
                 if kept {
@@ -318,7 +328,7 @@ impl Upstreams {
         loop {
             let (mut sender, stream, kept) = match upstream.share() {
                 Some((sender, stream)) => (sender, stream, true),
-                None => self.new_http2(sidecar, to, upstream).await?,
+                None => Box::pin(self.new_http2(sidecar, to, upstream)).await?,
             };
             if sender.ready().await.is_err() && kept {
                 continue; // it closed meanwhile: not a byte was sent on it
@@ -372,7 +382,8 @@ impl Upstreams {
     }
 
     fn upstream(&self, to: &Authority) -> Arc<Upstream> {
-        let mut upstreams = locked(&self.upstreams);
+        let Some(upstreams) = self.upstreams.get(worker::number()) else { return Arc::default() };
+        let mut upstreams = locked(upstreams);
         if let Some(upstream) = upstreams.get(to) {
             return Arc::clone(upstream);
         }
@@ -388,10 +399,12 @@ impl Upstreams {
 
     /// Lets go of connections that nobody asked for in time; called now and then.
     pub(crate) fn tidy(&self) {
-        for upstream in locked(&self.upstreams).values() {
-            locked(&upstream.idle)
-                .retain(|idle| idle.since.elapsed() <= self.idle_max && !idle.sender.send.is_closed());
-            locked(&upstream.http2).retain(Shared::is_wanted);
+        for upstreams in &self.upstreams {
+            for upstream in locked(upstreams).values() {
+                locked(&upstream.idle)
+                    .retain(|idle| idle.since.elapsed() <= self.idle_max && !idle.sender.send.is_closed());
+                locked(&upstream.http2).retain(Shared::is_wanted);
+            }
         }
     }
 

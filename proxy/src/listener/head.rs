@@ -3,8 +3,13 @@
 //! `Transfer-Encoding` (RFC 9112 §6.1), a fragment in the target (§3.2). Keeps no more than a line's beginning.
 //! Decides nothing about a body; what it does not understand it stops following.
 
+use std::io::BufRead as _;
+
 /// Bytes of a line's beginning that are kept: the longest name looked for, its colon, and a length's digits.
 const LINE_BYTES: usize = 48;
+
+/// Bytes of the one method that is looked for, its space, and the first one of its target.
+const METHOD_BYTES: usize = 9;
 
 /// The state of one connection.
 #[derive(Debug)]
@@ -70,15 +75,32 @@ impl HeadScan {
                 }
                 continue;
             }
-            let end = rest.iter().position(|byte| *byte == b'\n');
-            let (line, after) = rest.split_at(end.map_or(rest.len(), |end| end + 1));
-            rest = after;
+            let before = rest;
+            let _cannot_fail = rest.skip_until(b'\n'); // finds the end faster than a loop over bytes
+            let line = before.get(..before.len() - rest.len()).unwrap_or_default();
+            let whole = line.ends_with(b"\n");
+            if whole && self.is_of_no_interest(line) {
+                continue;
+            }
             self.take(line);
-            if end.is_some() {
+            if whole {
                 illegal = self.line_ended().or(illegal);
             }
         }
         Seen { inside_head: matches!(self.state, State::RequestLine | State::Fields), illegal }
+    }
+
+    /// Whether a whole line is a field that tells nothing here: by its first letter alone, for most of them.
+    fn is_of_no_interest(&self, line: &[u8]) -> bool {
+        let named =
+            |name: &[u8]| line.get(..name.len()).is_some_and(|front| front.eq_ignore_ascii_case(name));
+        let other = match line.first() {
+            Some(b'c' | b'C') => !named(b"content-length:"),
+            Some(b't' | b'T') => !named(b"transfer-encoding:"),
+            Some(b'u' | b'U') => !named(b"upgrade:"),
+            first => first.is_some_and(u8::is_ascii_alphabetic),
+        };
+        self.state == State::Fields && self.len == 0 && other
     }
 
     fn take(&mut self, line: &[u8]) {
@@ -89,10 +111,12 @@ impl HeadScan {
         if self.state == State::RequestLine && line.contains(&b'#') {
             self.head.fragment = true;
         }
-        for (to, from) in self.line.iter_mut().skip(self.len).zip(line) {
+        // Of a request line no more than the method matters.
+        let kept = if self.state == State::RequestLine { METHOD_BYTES } else { LINE_BYTES };
+        for (to, from) in self.line.iter_mut().take(kept).skip(self.len).zip(line) {
             *to = from.to_ascii_lowercase();
         }
-        self.len = (self.len + line.len()).min(LINE_BYTES);
+        self.len = (self.len + line.len()).min(kept);
     }
 
     /// The number of a head that ended with this line and must be refused.

@@ -1,5 +1,5 @@
 //! Accepts connections, finds out what they speak, serves them, and closes those that stand still. Bounded in
-//! connections: beyond the bound, callers wait in the kernel's queue.
+//! connections: beyond the bound, callers wait in the kernel's queue, and one for each thread before it.
 
 mod detect;
 mod head;
@@ -20,7 +20,7 @@ use throughline_core::exchange::Work;
 use throughline_core::settings::Settings;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tower::Service;
 
@@ -48,59 +48,121 @@ const DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// Callers that the kernel keeps waiting.
 const BACKLOG: u32 = 1024;
 
-/// Binds without accepting yet.
-pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?; // a restart need not wait for old connections to be forgotten
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+/// Binds without accepting yet: up to so many sockets for one address, among which the kernel deals out
+/// connections; one where it does not deal.
+pub(crate) fn bind(address: SocketAddr, sockets: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    if sockets <= 1 {
+        return Ok(vec![socket(address, false)?.listen(BACKLOG)?.into_std()?]);
+    }
+    if address.port() != 0 {
+        // Sockets that share a port share it with other processes of the same user as well. Bound alone first, so
+        // that a port in use is a mistake as ever.
+        drop(socket(address, false)?);
+    }
+    let first = socket(address, true)?.listen(BACKLOG)?.into_std()?;
+    let address = first.local_addr()?;
+    let mut all = vec![first];
+    while all.len() < sockets {
+        match socket(address, true).and_then(|socket| socket.listen(BACKLOG)?.into_std()) {
+            Ok(socket) => all.push(socket),
+            Err(error) => {
+                crate::log::warn(
+                    "one thread accepts for all: an address can't be shared",
+                    &[("error", &error)],
+                );
+                break;
+            }
+        }
+    }
+    Ok(all)
 }
 
-/// Accepts until drained, and returns when the last connection is closed.
+fn socket(address: SocketAddr, shared: bool) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?; // a restart need not wait for old connections to be forgotten
+    socket.set_reuseport(shared)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Places for the connections of one side, whichever thread serves them.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    free: Arc<Semaphore>,
+    most: u32,
+}
+
+impl Places {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let most = u32::try_from(settings.connections_max).unwrap_or(u32::MAX);
+        Self { free: Arc::new(Semaphore::new(most as usize)), most }
+    }
+}
+
+/// Accepts until drained, and returns when the last connection of its side is closed.
 pub(crate) async fn accept(
     sidecar: Arc<Sidecar>,
     side: Side,
     listener: TcpListener,
+    places: Places,
     mut drain: watch::Receiver<bool>,
 ) {
-    let most = u32::try_from(sidecar.settings.connections_max).unwrap_or(u32::MAX);
-    let places = Arc::new(Semaphore::new(most as usize));
     loop {
-        let place = tokio::select! {
-            place = Arc::clone(&places).acquire_owned() => place,
-            _ = drain.wait_for(|drain| *drain) => break,
-        };
-        let Ok(place) = place else { break };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = drain.wait_for(|drain| *drain) => break,
         };
-        match accepted {
-            Ok((stream, caller)) => {
-                let connection = Arc::new(Connection {
-                    sidecar: Arc::clone(&sidecar),
-                    side,
-                    caller: caller.ip(),
-                    tunnel_to: None,
-                    progress: Progress::new(),
-                });
-                let drain = drain.clone();
-                tokio::spawn(async move {
-                    connection.sidecar.stats.opened(side);
-                    first_bytes(&connection, stream, drain).await;
-                    connection.sidecar.stats.closed(side);
-                    drop(place);
-                });
-            }
+        // Taken only when somebody is there: the place that one thread kept ready would be missed by another.
+        let place = tokio::select! {
+            place = Arc::clone(&places.free).acquire_owned() => place,
+            _ = drain.wait_for(|drain| *drain) => break,
+        };
+        match (accepted, place) {
+            (Ok(accepted), Ok(place)) => spawn(&sidecar, side, accepted, place, &drain),
             // Out of descriptors, or a caller that is gone already: the next one may do better.
-            Err(error) => {
+            (Err(error), _) => {
                 crate::log::debug("failed to accept a connection", &[("error", &error)]);
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
+            (Ok(_), Err(_)) => break,
+        }
+    }
+    // Whoever has connected already is on his way, and may be in the queue of a thread that was idle.
+    for _ in 0..BACKLOG {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            () = tokio::task::yield_now() => break, // the reactor was asked once more: nobody is there
+        };
+        if let (Ok(accepted), Ok(place)) = (accepted, Arc::clone(&places.free).try_acquire_owned()) {
+            spawn(&sidecar, side, accepted, place, &drain);
         }
     }
     drop(listener);
-    let _all_closed = places.acquire_many(most).await;
+    let _all_closed = places.free.acquire_many(places.most).await;
+}
+
+fn spawn(
+    sidecar: &Arc<Sidecar>,
+    side: Side,
+    (stream, caller): (TcpStream, SocketAddr),
+    place: OwnedSemaphorePermit,
+    drain: &watch::Receiver<bool>,
+) {
+    let connection = Arc::new(Connection {
+        sidecar: Arc::clone(sidecar),
+        side,
+        caller: caller.ip(),
+        tunnel_to: None,
+        progress: Progress::new(),
+    });
+    let drain = drain.clone();
+    tokio::spawn(async move {
+        connection.sidecar.stats.opened(side);
+        first_bytes(&connection, stream, drain).await;
+        connection.sidecar.stats.closed(side);
+        drop(place);
+    });
 }
 
 async fn first_bytes(connection: &Arc<Connection>, mut stream: TcpStream, mut drain: watch::Receiver<bool>) {
@@ -249,6 +311,7 @@ async fn watch_over<S, E>(
     let mut cut = connection.sidecar.cut.subscribe();
     loop {
         tokio::select! {
+            biased; // what serves is polled first, and lets the others have their turn whenever it waits
             _ = served.as_mut() => return,
             _ = cut.wait_for(|cut| *cut) => return,
             () = drained.as_mut(), if !finishing => {

@@ -1,6 +1,7 @@
 //! `throughline-bench side-by-side`: the sidecar and the filter beside their peers, on the same work in one
-//! interleaved run. The other commands are the processes that such a run starts; see `wire`.
+//! interleaved run. `requests-instructions`: what a request costs in each mode. The other commands are the processes that such a run starts; see `wire`.
 
+mod instructions;
 mod machine;
 mod peers;
 mod process;
@@ -25,6 +26,8 @@ throughline-bench side-by-side [--quick] [--only h1,h2,grpc,body,idle,open,count
   --repetitions  how often each candidate has its turn; 5
   --seconds      how long a closed loop asks; 3
   --write        write docs/bench.md and its plots
+throughline-bench requests-instructions SIDECAR [--only NAME [--keep FILE]]
+                 user-space instructions a request in each mode, by callgrind; --keep leaves the profile
 ";
 
 fn main() -> ExitCode {
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["side-by-side", options @ ..] => side_by_side::Options::read(options).and_then(side_by_side::run),
+        ["requests-instructions", arguments @ ..] => instructions::run(arguments),
         ["help" | "--help" | "-h"] | [] => {
             print!("{USAGE}");
             Ok(())

@@ -94,8 +94,13 @@ impl Process {
 
     /// Asks it to end, waits a while, and ends it.
     pub(crate) fn stop(&mut self) {
+        self.end(Duration::from_secs(3));
+    }
+
+    /// The same, with so much time for it to end by itself.
+    pub(crate) fn end(&mut self, patience: Duration) {
         let asked = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status();
-        let until = Instant::now() + Duration::from_secs(if asked.is_ok() { 3 } else { 0 });
+        let until = Instant::now() + if asked.is_ok() { patience } else { Duration::ZERO };
         while Instant::now() < until {
             if matches!(self.0.try_wait(), Ok(Some(_)) | Err(_)) {
                 return;

@@ -1,7 +1,8 @@
 //! Holds what `core` and the artefacts cost to a budget: instructions by callgrind, sizes by the file. Instructions
 //! repeat exactly where times do not, so a rise is found in the change that made it.
 //!
-//! `throughline-budgets check|write [NAME=FILE...]` runs itself under callgrind with `case NAME TIMES`, twice a case:
+//! `throughline-budgets check|write [NAME=FILE|NAME=NUMBER...]` takes sizes of files, and instructions a request as
+//! `throughline-bench requests-instructions` counted them, and runs itself under callgrind with `case NAME TIMES`, twice a case:
 //! what the longer run has more is what the further repetitions cost, without start and warming up.
 
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ const FILE: &str = "benches/budgets.toml";
 const HEAD: &str = "\
 # What `make test` holds to: a number more than 2 % above its line fails. Whoever raises one says why in the commit
 # (`scripts/budgets write` writes this file). Instructions are those of callgrind, for one exchange or event in core;
-# bytes are those of the stripped files, built for release.
+# those per request are the whole sidecar's, over HTTP/1.1 on one connection, in each mode and with so many percent of
+# traces sampled. Bytes are those of the stripped files, built for release.
 ";
 
 fn main() -> ExitCode {
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
         ["case", name, times] => repeat(name, times),
         ["check", files @ ..] => measured(files).and_then(|found| check(&found)),
         ["write", files @ ..] => measured(files).and_then(|found| write(&found)),
-        _ => Err("want check or write, and files as NAME=FILE".to_owned()),
+        _ => Err("want check or write, and NAME=FILE or NAME=NUMBER".to_owned()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -59,7 +61,12 @@ fn measured(files: &[&str]) -> Result<Numbers, String> {
         found.insert(("instructions".to_owned(), name.to_owned()), each.div_ceil(TIMES));
     }
     for file in files {
-        let (name, path) = file.split_once('=').ok_or_else(|| format!("{file}: want NAME=FILE"))?;
+        let (name, path) =
+            file.split_once('=').ok_or_else(|| format!("{file}: want NAME=FILE or NAME=NUMBER"))?;
+        if let Ok(number) = path.parse() {
+            found.insert(("instructions_per_request".to_owned(), name.to_owned()), number);
+            continue;
+        }
         let bytes = std::fs::metadata(path).map_err(|error| format!("{path}: {error}"))?.len();
         found.insert(("bytes".to_owned(), name.to_owned()), bytes);
     }

@@ -405,19 +405,21 @@ impl Tracer {
         let (Tracing::On(trace), Some(mut plan)) = (&mut exchange.tracing, plan) else { return };
         if exchange.direction == Direction::Inbound {
             self.move_in_flight(trace, exchange.operation, &mut exchange.buffers);
-            plan.operation_header = exchange.operation.filter(|_| carrier.get(header::OPERATION).is_none());
+            plan.operation_header = exchange.operation.is_some() && carrier.get(header::OPERATION).is_none();
         }
         let lacks_it = baggage::find(&exchange.buffers.baggage, attribute::OPERATION).is_none();
         let inbound = exchange.direction == Direction::Inbound;
         let may_add = inbound && lacks_it && self.config.propagators.baggage && baggage_is_whole(carrier);
-        plan.operation_baggage = exchange.operation.filter(|_| may_add);
+        plan.operation_baggage = exchange.operation.is_some() && may_add;
         plan.restored_baggage = false;
         // An application is told nothing of a trace that we start; a producer's is none of these.
         if plan.state == State::Withheld && trace.parent.is_some() {
             plan.formats = Formats::everything(self.config.propagators);
             plan.state = State::WithOwn;
         }
-        plan.write(trace, &self.config.peer_header, &mut exchange.buffers, carrier);
+        plan.had_tracestate = true; // the head has been written to
+        let operation = exchange.operation.as_ref();
+        plan.write(trace, operation, &self.config.peer_header, &mut exchange.buffers, carrier);
     }
 }
 

@@ -13,20 +13,29 @@ pub(crate) const HEADERS: [(&str, &str); 3] = [
 pub(crate) const HOST: &str = "shop.example";
 /// Where the 16 digits stand that differ from trace to trace.
 const DIGITS_AT: usize = 19;
+/// Where the digit stands that says whether the trace is sampled.
+const FLAG_AT: usize = 54;
 
 /// Contexts of traces that differ: `00-<16 digits that stay><16 that differ>-<parent>-01`.
 #[derive(Clone, Debug)]
 pub(crate) struct Contexts {
     state: u64,
     text: [u8; 55],
+    /// Percent of them that are sampled.
+    share: u64,
 }
 
 impl Contexts {
     pub(crate) fn seeded(seed: u64) -> Self {
-        Self { state: seed, text: *b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" }
+        Self { state: seed, text: *b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", share: 100 }
     }
 
-    /// The next one, sampled.
+    /// Contexts of which so many percent are sampled, spread over all by chance.
+    pub(crate) fn sampled(self, share: u64) -> Self {
+        Self { share, ..self }
+    }
+
+    /// The next one.
     pub(crate) fn next(&mut self) -> &[u8; 55] {
         // SplitMix64: cheap, and each number comes once.
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -34,6 +43,7 @@ impl Contexts {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^= mixed >> 31;
+        self.text[FLAG_AT] = if mixed % 100 < self.share { b'1' } else { b'0' };
         for digit in &mut self.text[DIGITS_AT..DIGITS_AT + 16] {
             *digit = b"0123456789abcdef"[(mixed & 15) as usize];
             mixed >>= 4;
