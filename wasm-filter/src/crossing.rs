@@ -1,9 +1,12 @@
 //! Inbound exchanges across workers: Envoy serves the inbound request on one worker and the application's calls
-//! on another, each with a VM of its own. Announcements stand in shared data, in a fixed number of places; where two
-//! exchanges in flight want one place, the newer has it, and the older one is not restored from.
+//! on another, each with a VM of its own. Announcements stand in shared data, in a fixed number of places, each named
+//! by the last bits of the exchange's span id: a worker draws its ids so that no two of its exchanges in flight, and
+//! none of another worker's, stand in one place.
+
+use std::collections::HashSet;
 
 use throughline_core::exchange::{Exchange, Lent, Tracer};
-use throughline_core::ids::SpanId;
+use throughline_core::ids::{Ids, RandomIds, SpanId, TraceId};
 
 use crate::host::{self, Headers};
 
@@ -12,13 +15,22 @@ const PLACES: u64 = 65_536;
 /// How many workers serve; each adds itself with its first stream.
 const WORKERS: &str = "throughline.workers";
 
+/// Workers that have places of their own; further ones share.
+const SHARES: u64 = 16;
+/// How often an id is drawn anew because its place is taken. Beyond that many in flight, one may go without.
+const DRAWS: usize = 64;
+
+fn number(span_id: SpanId) -> u64 {
+    u64::from_be_bytes(*span_id.bytes())
+}
+
 fn place(span_id: SpanId) -> String {
-    format!("throughline.inbound.{}", u64::from_be_bytes(*span_id.bytes()) % PLACES)
+    format!("throughline.inbound.{}", number(span_id) % PLACES)
 }
 
 /// Where a worker says that it kept a call of an inbound exchange of another one.
 fn kept_place(span_id: SpanId) -> String {
-    format!("throughline.kept.{}", u64::from_be_bytes(*span_id.bytes()) % PLACES)
+    format!("throughline.kept.{}", number(span_id) % PLACES)
 }
 
 /// Whether there are other workers than this one.
@@ -28,6 +40,35 @@ pub(crate) struct Crossing {
     alone: std::cell::Cell<bool>,
     /// How often it was looked since this worker joined.
     looks: std::cell::Cell<u32>,
+    /// Which of the shares is this worker's.
+    share: std::cell::Cell<u64>,
+    /// Places of its exchanges in flight.
+    taken: std::cell::RefCell<HashSet<u64>>,
+}
+
+/// Ids whose place is free.
+pub(crate) struct PlacedIds<'a> {
+    crossing: &'a Crossing,
+    ids: &'a mut RandomIds,
+}
+
+impl Ids for PlacedIds<'_> {
+    fn trace_id(&mut self) -> TraceId {
+        self.ids.trace_id()
+    }
+
+    fn span_id(&mut self) -> SpanId {
+        let mut drawn = self.ids.span_id();
+        for _ in 0..DRAWS {
+            let own = number(drawn) / SHARES * SHARES + self.crossing.share.get();
+            drawn = SpanId::from_bytes(own.to_be_bytes()).unwrap_or(drawn);
+            if !self.crossing.taken.borrow().contains(&(own % PLACES)) {
+                break;
+            }
+            drawn = self.ids.span_id();
+        }
+        drawn
+    }
 }
 
 /// Looks until a worker without others takes itself for the only one. The application's first calls may go out on a
@@ -50,6 +91,7 @@ impl Crossing {
             };
             let workers = count.first().copied().unwrap_or(0).saturating_add(1);
             if host::share_if(WORKERS, &[workers], version) {
+                self.share.set(u64::from(workers) % SHARES);
                 break;
             }
         }
@@ -66,12 +108,18 @@ impl Crossing {
         self.alone.set(only && self.looks.get() >= LOOKS_BEFORE_ALONE);
     }
 
+    /// Ids for an exchange.
+    pub(crate) fn ids<'a>(&'a self, ids: &'a mut RandomIds) -> PlacedIds<'a> {
+        PlacedIds { crossing: self, ids }
+    }
+
     /// Tells the others of an inbound exchange.
     pub(crate) fn announce(&self, exchange: &Exchange) {
         if self.alone.get() {
             return;
         }
         if let Some((span_id, told)) = exchange.announcement() {
+            self.taken.borrow_mut().insert(number(span_id) % PLACES);
             host::share(&place(span_id), &told);
         }
     }
@@ -82,6 +130,7 @@ impl Crossing {
             return;
         }
         if let Some((_, span_id)) = exchange.ids() {
+            self.taken.borrow_mut().remove(&(number(span_id) % PLACES));
             host::share(&place(span_id), &[]);
         }
     }

@@ -151,7 +151,8 @@ impl Stream {
             Direction::Outbound => crossing.borrow(tracer, headers),
             Direction::Inbound => None,
         };
-        let exchange = host::with_ids(|ids| tracer.begin(&head, headers, host::now(), ids));
+        let exchange =
+            host::with_ids(|ids| tracer.begin(&head, headers, host::now(), &mut crossing.ids(ids)));
         self.lent = lent;
         if direction == Direction::Inbound {
             crossing.announce(&exchange);
