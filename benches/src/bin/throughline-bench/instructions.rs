@@ -81,7 +81,9 @@ impl Stage {
         let _collector = part(&["sink", &collector.to_string(), &told.to_string()])?;
         let log = folder.join("valgrind.log");
         let mut command = Command::new("valgrind");
-        command.env_clear().args(["--tool=callgrind", &format!("--log-file={}", log.display())]);
+        // No setting of the user's own.
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.args(["--tool=callgrind", &format!("--log-file={}", log.display())]);
         let profile = keep.unwrap_or(Path::new("/dev/null")).display();
         command.arg(format!("--callgrind-out-file={profile}")).arg(sidecar);
         command.args(["--inbound-listen", &at.to_string(), "--admin-listen", &admin.to_string()]);
