@@ -267,15 +267,16 @@ impl Stream {
         let Some(exchange) = &mut self.exchange else { return };
         let body = host::bytes(Buffer::Request, bytes);
         let mut headers = Headers::of(Map::Request);
-        let tracer = &self.worker.tracer;
+        let Worker { tracer, crossing, .. } = &*self.worker;
         if !headers.told || body.len() != bytes {
             return tracer.count_untouched("not_told");
         }
         if exchange.direction() == Direction::Inbound {
             self.worker.crossing.withdraw(exchange); // a message may give it other ids
         }
-        let edited =
-            host::with_ids(|ids| tracer.request_body(exchange, &body, &mut headers, host::now(), ids));
+        let edited = host::with_ids(|ids| {
+            tracer.request_body(exchange, &body, &mut headers, host::now(), &mut crossing.ids(ids))
+        });
         if edited.is_some_and(|edited| !put_body(Buffer::Request, bytes, &edited, &mut headers)) {
             tracer.count_untouched("not_taken");
         }
@@ -324,8 +325,8 @@ impl Stream {
     fn watched(&mut self, mut seen: Vec<u8>, bytes: usize) {
         seen.extend_from_slice(&host::bytes(Buffer::Request, bytes));
         if let (Some(message), Some(exchange)) = (first_message(&seen), &mut self.exchange) {
-            let tracer = &self.worker.tracer;
-            host::with_ids(|ids| tracer.subscribed(exchange, &message, host::now(), ids));
+            let Worker { tracer, crossing, .. } = &*self.worker;
+            host::with_ids(|ids| tracer.subscribed(exchange, &message, host::now(), &mut crossing.ids(ids)));
         } else if seen.len() < SUBSCRIPTION_BYTES_MAX {
             self.request = Request::Watched(seen);
         }
@@ -382,11 +383,12 @@ impl Stream {
     fn edit_response(&mut self, body: &[u8], bytes: usize) {
         let Some(exchange) = &mut self.exchange else { return };
         let mut headers = Headers::of(Map::Response);
-        let tracer = &self.worker.tracer;
+        let Worker { tracer, crossing, .. } = &*self.worker;
         if !headers.told || body.len() != bytes {
             return tracer.count_untouched("not_told");
         }
-        let edited = host::with_ids(|ids| tracer.response_body(exchange, body, host::now(), ids));
+        let edited =
+            host::with_ids(|ids| tracer.response_body(exchange, body, host::now(), &mut crossing.ids(ids)));
         if edited.is_some_and(|edited| !put_body(Buffer::Response, bytes, &edited, &mut headers)) {
             tracer.count_untouched("not_taken");
         }
@@ -402,7 +404,7 @@ impl Stream {
         let (Response::Reframed(frames), Some(exchange)) = (&mut self.response, &mut self.exchange) else {
             return;
         };
-        let Worker { tracer, batch, .. } = &*self.worker;
+        let Worker { tracer, batch, crossing, .. } = &*self.worker;
         let chunk = host::bytes(Buffer::Response, bytes);
         let kept = frames.rest().to_vec();
         if chunk.len() != bytes {
@@ -419,7 +421,9 @@ impl Stream {
                 return None;
             }
             let sink = &mut *batch.borrow_mut();
-            host::with_ids(|ids| tracer.streamed(exchange, message, host::now(), ids, sink))
+            host::with_ids(|ids| {
+                tracer.streamed(exchange, message, host::now(), &mut crossing.ids(ids), sink)
+            })
         });
         if frames.messages_over_bound() > over_before {
             tracer.count_untouched("over_limit");

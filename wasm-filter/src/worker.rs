@@ -134,7 +134,7 @@ impl Worker {
     pub(crate) fn work(&self, work: Work, started: Now, error: Option<&str>, detail: &str) {
         let done = Done { work, started, error, detail };
         let sink = &mut *self.batch.borrow_mut();
-        host::with_ids(|ids| self.tracer.work(done, host::now(), ids, sink));
+        host::with_ids(|ids| self.tracer.work(done, host::now(), &mut self.crossing.ids(ids), sink));
     }
 
     /// Room for a body of so many bytes; given back by [`Worker::let_go`].
