@@ -5,7 +5,7 @@ use wasmi::{Engine, Module};
 use crate::host::module_bytes;
 
 /// What a module may weigh, stripped: it is fetched by every proxy of a mesh.
-const MODULE_BYTES_MAX: usize = 400 * 1024;
+const MODULE_BYTES_MAX: usize = 400_000;
 
 /// What the filter calls, and below it what the proxy-wasm crate imports and the filter never calls: the default
 /// methods of the crate's traits stand in its tables.
