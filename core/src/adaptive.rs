@@ -65,10 +65,6 @@ impl Watch {
         self.active.then_some(self.config.rate)
     }
 
-    pub(crate) fn is_active(&self) -> bool {
-        self.active
-    }
-
     /// An exchange ended.
     pub(crate) fn record(&mut self, direction: Direction, nanos: u64, failed: bool, now: Now) {
         if now.mono_nanos >= self.full_at {
@@ -204,6 +200,5 @@ mod tests {
         hundred(&mut watch, 0, (0, 0), 100);
         assert!(watch.rate(at(1000)).is_some() && watch.rate(at(9_000)).is_some());
         assert!(watch.rate(at(30_000)).is_none());
-        assert!(!watch.is_active());
     }
 }

@@ -396,7 +396,11 @@ impl Tracer {
     /// them, as JSON.
     #[must_use]
     pub fn status(&self, now: Now, books: Books) -> String {
-        let shared = self.lock();
+        let mut shared = self.lock();
+        let (base, raised) = (shared.control.base_rate(), shared.adaptive.rate(now));
+        let active = raised.is_some();
+        let current =
+            raised.map_or(base.probability(), |raised| raised.probability().max(base.probability()));
         let named = |rows: &[(&str, u64)]| {
             let rows: Vec<String> = rows.iter().map(|(key, count)| format!("\"{key}\":{count}")).collect();
             format!("{{{}}}", rows.join(","))
@@ -407,14 +411,14 @@ impl Tracer {
         let mut service = Vec::new();
         crate::events::json::write_string(&self.config.service, &mut service);
         let status = format!(
-            "{{\"service\":{},\"unix_seconds\":{},\"exchanges_recorded\":{recorded},\"exchanges_kept\":{},\
+            "{{\"service\":{},\"unix_seconds\":{},\"rate\":{current},\"exchanges_recorded\":{recorded},\"exchanges_kept\":{},\
              \"over_budget\":{},\"adaptive\":{{\"active\":{},\"rate\":{}}},\"spans\":{},\"spans_dropped\":{},\
              \"in_flight\":{}}}",
             String::from_utf8_lossy(&service),
             unix_seconds(now),
             named(&kept),
             shared.counters.over_budget,
-            shared.adaptive.is_active(),
+            active,
             self.config.adaptive.rate.probability(),
             named(&[("created", books.created), ("exported", books.exported), ("held", books.held)]),
             named(&dropped),

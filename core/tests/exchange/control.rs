@@ -209,7 +209,7 @@ fn a_status_is_a_document_that_another_host_applies() {
     let books = one.batch.books();
     let status = one.tracer.status(one.now, books);
     for part in [
-        r#"{"mode":"hybrid","base_rate":0.5,"rules":[{"source_id":"operation=checkout","operation":"checkout","rate":1,"expires":1763600600}],"status":{"service":"orders","unix_seconds":1763600000,"exchanges_recorded":1,"#,
+        r#"{"mode":"hybrid","base_rate":0.5,"rules":[{"source_id":"operation=checkout","operation":"checkout","rate":1,"expires":1763600600}],"status":{"service":"orders","unix_seconds":1763600000,"rate":0.5,"exchanges_recorded":1,"#,
         r#""spans":{"created":1,"exported":1,"held":0}"#,
         r#""in_flight":0"#,
     ] {
