@@ -146,3 +146,28 @@ fn a_call_that_is_kept_on_another_worker_keeps_its_inbound_exchange() {
         assert_eq!(world.finish(inbound).is_some(), told);
     }
 }
+
+#[test]
+fn a_copied_context_that_somebody_wrote_over_ours_is_the_parent_once_that_is_known() {
+    for known in [true, false] {
+        let mut world = World::new();
+        if known {
+            world.tracer.told_overwritten();
+        }
+        let (inbound, _) = world.inbound(&[("traceparent", SAMPLED)]);
+        let own = span_id(&inbound);
+        let copied = "00-4b1d0f7a2c3e5d6f8091a2b3c4d5e6f7-e0e0e0e0e0e0e0e0-00";
+        let (call, _) = world.outbound(INSIDE, &[("traceparent", copied)]);
+        let span = world.finish(call).unwrap();
+        assert_eq!(parent_of(&span), if known { "e0e0e0e0e0e0e0e0".to_owned() } else { own });
+        world.end(inbound, Outcome::Complete);
+    }
+}
+
+#[test]
+fn an_inbound_exchange_that_was_over_too_soon_is_no_parent() {
+    let mut world = World::new();
+    let (mut call, _) = world.outbound(INSIDE, &[("traceparent", SAMPLED)]);
+    call.forget_parent();
+    assert_eq!(parent_of(&world.finish(call).unwrap()), "");
+}

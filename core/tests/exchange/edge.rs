@@ -200,3 +200,39 @@ fn what_the_application_calls_is_no_matter_of_strangers() {
     assert_eq!((parent_of(&span), text(&span, "throughline.peer.service")), (ours, "web".to_owned()));
     world.finish(served);
 }
+
+#[test]
+fn trailers_tell_strangers_no_more_than_heads_do() {
+    let mut world = edge(|_, _| {});
+    let (mut exchange, application) = world.inbound(&[("grpc-trace-bin", "AAAA"), ("x", "y")]);
+    assert_eq!((value(&application, "grpc-trace-bin"), value(&application, "x")), ("-", "y"));
+    world.answer(&mut exchange, 200, &[]);
+    let told = [
+        ("grpc-status", "0"),
+        ("traceparent", SAMPLED),
+        ("baggage", "user=7"),
+        ("grpc-trace-bin", "AAAA"),
+        ("throughline-peer", OWN),
+    ];
+    let mut trailers = headers(&told);
+    exchange.answer_trailers(&world.tracer, &mut trailers);
+    assert_eq!(written(&trailers), [("grpc-status", "0")]);
+    world.end(exchange, Outcome::Complete);
+}
+
+#[test]
+fn an_operation_that_is_not_believed_does_not_hide_behind_another_one_in_baggage() {
+    for (said, left) in [
+        ("app.operation.name=evil,app.operation.name=good", false),
+        ("app.operation.name=good,app.operation.name=evil", false),
+        ("app.operation.name=evil", false),
+        ("app.operation.name=good", true),
+    ] {
+        let mut world = edge(|_, edge| edge.operations = vec!["good".into()]);
+        let (exchange, application) = world.inbound(&[("baggage", said)]);
+        let baggage = value(&application, "baggage");
+        assert!(!baggage.contains("evil"), "{said}: {baggage}");
+        assert!(!left || baggage.contains("app.operation.name=good"), "{said}: {baggage}");
+        world.end(exchange, Outcome::Complete);
+    }
+}

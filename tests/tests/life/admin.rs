@@ -92,3 +92,16 @@ async fn exports_are_counted_by_result() {
     assert!(results.len() >= 2, "{results:?}");
     mesh.end([orders]).await;
 }
+
+#[tokio::test]
+async fn a_web_page_cannot_end_the_sidecar() {
+    let mesh = Mesh::new().await;
+    let orders = mesh.pod("orders").runs(answer(200, "")).await;
+    for (name, value) in [("origin", "http://evil.example"), ("sec-fetch-site", "cross-site")] {
+        let ask = Ask::new("POST", orders.sidecar.admin_url("/drain")).headers([(name, value)]);
+        let answer = ask.send().await;
+        assert_eq!(answer.status, 403, "{name}: {}", answer.text());
+    }
+    assert_eq!(Ask::get(orders.url("/")).send().await.status, 200);
+    assert_eq!(mesh.end([orders]).await.len(), 1);
+}

@@ -276,3 +276,27 @@ async fn a_rule_ends_although_nobody_calls_and_a_status_is_a_document() {
     assert!(is_sampled(&orders, "checkout").await, "here it has an hour");
     mesh.end([orders, other]).await;
 }
+
+#[tokio::test]
+async fn whoever_guesses_tokens_is_slowed_down_and_does_not_keep_others_waiting() {
+    let folder = Folder::fresh();
+    let token = folder.write("token", "s3cret\n");
+    let mesh = Mesh::new().await;
+    let orders = mesh.pod("orders").flag("admin-token-file", token.display()).runs(answer(200, "")).await;
+    let wish = json!({"operation": "checkout"}).to_string();
+    let url = orders.sidecar.admin_url("/api/tracing/enable");
+    let guess = || Ask::post(&url, wish.clone()).header("authorization", "Bearer guess");
+    let mut told = Vec::new();
+    for _ in 0..60 {
+        told.push(guess().send().await.status);
+    }
+    assert!(told.iter().all(|status| [401, 429].contains(status)), "{told:?}");
+    assert!(told.contains(&429), "sixty guesses at once were all looked at");
+    assert_eq!(Ask::post(&url, wish.clone()).send().await.status, 200, "who needs no token does not wait");
+    assert_eq!(status(&orders).await["rules"].as_array().map(Vec::len), Some(1));
+    // The scheme's name is no matter of letters (RFC 9110 §11.1); the bucket fills again by itself.
+    let lower = || Ask::post(&url, wish.clone()).header("authorization", "bearer s3cret");
+    eventually("a token that is right", || async { (lower().send().await.status == 200).then_some(()) })
+        .await;
+    mesh.end([orders]).await;
+}

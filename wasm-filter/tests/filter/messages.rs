@@ -373,3 +373,13 @@ fn a_streaming_pull_goes_on_message_by_message_and_is_never_held() {
         scene.vm.finish(id);
     }
 }
+
+#[test]
+fn the_head_of_an_upgrade_waits_for_no_body() {
+    let mut scene = inbound(HELD);
+    let id = scene.vm.open(scene.root);
+    let fields = [("content-type", "application/cloudevents+json"), ("upgrade", "websocket")];
+    scene.vm.head(id, Side::Request, request("GET", "/chat", &fields), false);
+    assert!(!scene.vm.stream(id).request().head_held);
+    scene.vm.finish(id);
+}
