@@ -161,6 +161,7 @@ mod steady {
             root_unsampled: RootUnsampled::Flag,
             capture_request_headers: Vec::new(),
             capture_response_headers: Vec::new(),
+            aggregation: throughline_core::metrics::Aggregation::Explicit,
             attribute_bytes_max: None,
             event_context: throughline_core::exchange::EventContext::Rewrite,
             message_names: throughline_core::exchange::MessageNames::DestinationFirst,
