@@ -2,7 +2,9 @@
 
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
-use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, HistogramDataPoint, Metric, metric};
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, HistogramDataPoint, Metric, metric, number_data_point,
+};
 use throughline_tests::prelude::*;
 use throughline_tests::service::response;
 use throughline_tests::sidecar::Plan;
@@ -112,6 +114,16 @@ async fn metrics_may_go_elsewhere() {
     sidecar.end().await;
 }
 
+/// Name, labels and count of a metric.
+type Expected<'a> = (&'a str, &'a [(&'a str, &'a str)], u64);
+
+fn whole(value: Option<number_data_point::Value>) -> u64 {
+    match value {
+        Some(number_data_point::Value::AsInt(count)) => u64::try_from(count).expect("a count"),
+        other => panic!("{other:?} is no whole number"),
+    }
+}
+
 /// The count of a metric's points, whatever they are, that have these attributes.
 fn counted(request: &ExportMetricsServiceRequest, name: &str, wanted: &[(&str, &str)]) -> u64 {
     let has = |attributes: &[KeyValue]| {
@@ -120,23 +132,32 @@ fn counted(request: &ExportMetricsServiceRequest, name: &str, wanted: &[(&str, &
             found.is_some_and(|found| format!("{found:?}").contains(&format!("\"{value}\"")))
         })
     };
-    let of = |metric: &Metric| match metric.data.as_ref().expect("points") {
-        metric::Data::Sum(sum) => {
-            assert!(sum.is_monotonic && sum.aggregation_temporality() == AggregationTemporality::Cumulative);
-            let points = sum.data_points.iter().filter(|point| has(&point.attributes));
-            points
-                .map(|point| format!("{:?}", point.value).replace(|c: char| !c.is_ascii_digit(), ""))
-                .map(|digits| digits.parse::<u64>().expect("digits"))
-                .sum()
+    let of = |metric: &Metric| -> u64 {
+        match metric.data.as_ref().expect("points") {
+            metric::Data::Sum(sum) => {
+                assert!(
+                    sum.is_monotonic && sum.aggregation_temporality() == AggregationTemporality::Cumulative
+                );
+                let points = sum.data_points.iter().filter(|point| has(&point.attributes));
+                points.map(|point| whole(point.value)).sum()
+            }
+            metric::Data::Histogram(histogram) => histogram
+                .data_points
+                .iter()
+                .filter(|point| has(&point.attributes))
+                .map(|point| point.count)
+                .sum(),
+            metric::Data::ExponentialHistogram(histogram) => {
+                assert_eq!(histogram.aggregation_temporality(), AggregationTemporality::Cumulative);
+                histogram
+                    .data_points
+                    .iter()
+                    .filter(|point| has(&point.attributes))
+                    .map(|point| point.count)
+                    .sum()
+            }
+            other => panic!("{name}: {other:?}"),
         }
-        metric::Data::Histogram(histogram) => {
-            histogram.data_points.iter().filter(|point| has(&point.attributes)).map(|point| point.count).sum()
-        }
-        metric::Data::ExponentialHistogram(histogram) => {
-            assert_eq!(histogram.aggregation_temporality(), AggregationTemporality::Cumulative);
-            histogram.data_points.iter().filter(|point| has(&point.attributes)).map(|point| point.count).sum()
-        }
-        other => panic!("{name}: {other:?}"),
     };
     named(request, name).into_iter().map(of).sum()
 }
@@ -179,7 +200,7 @@ async fn exponential_histograms_are_pushed_where_the_setting_asks_for_them() {
 
 /// On `/drops` it calls without the context, on `/restarts` with a trace of its own, on `/hands-on` with all that it got.
 fn application(url: String) -> Script {
-    const OTHER: &str = "00-99999999999999999999999999999999-8888888888888888-01";
+    const OTHER: &str = "00-99999999999999999999999999999999-8888888888888888-00";
     script(move |visit| {
         let call = match visit.request.uri().path() {
             "/drops" => Some(Ask::get(&url)),
@@ -225,7 +246,7 @@ async fn what_becomes_of_contexts_and_messages_is_pushed_exactly() {
     publish.via(orders.sidecar.outbound()).send().await;
 
     let shipping = ("messaging.destination.subscription.name", "shipping");
-    let expected: [(&str, &[(&str, &str)], u64); 9] = [
+    let expected: [Expected<'_>; 9] = [
         ("throughline.context.dropped", &[("http.route", "/drops")], 3),
         ("throughline.context.forwarded", &[("http.route", "/hands-on")], 2),
         ("throughline.calls_without_context", &[], 3),
