@@ -286,7 +286,8 @@ Tempo's metrics generator and the collector's connectors make metrics of the sam
 
 Its counters are in Envoy's own statistics, under the names of this page without `_total` and with Envoy's labels:
 `docs/envoy.md` lists them. It has no request durations there, since Envoy has its own (`envoy_http_downstream_rq_time`,
-`envoy_cluster_upstream_rq_time`); those by operation, route and peer are pushed by OTLP, under the names of this page.
+`envoy_cluster_upstream_rq_time`), nor those of messages; these, and durations by operation, route and peer, are pushed by
+OTLP. Counts are those of one worker, whose `service.instance.id` is its own: the sum of all is the proxy's.
 ";
 
 #[cfg(test)]
