@@ -203,6 +203,7 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::super::{ROWS, SamplerName, Settings};
     use super::*;
+    use crate::metrics::Aggregation;
 
     fn sources(flags: &[(&str, &str)], env: &[(&str, &str)], file: &[(&str, &str)]) -> Sources {
         let own =
@@ -267,6 +268,21 @@ mod tests {
         let found = Settings::resolve(&odd).unwrap();
         assert_eq!(found.value.bsp_queue_max, 2048);
         assert_eq!(found.warnings[0], "OTEL_TRACES_SAMPLER_ARG=\"2\": want a ratio from 0 to 1; taking 1.0");
+    }
+
+    #[test]
+    fn a_histogram_that_opentelemetry_does_not_know_warns_and_is_explicit() {
+        let name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
+        for (said, aggregation, warnings) in [
+            ("", Aggregation::Explicit, 0),
+            ("base2_exponential_bucket_histogram", Aggregation::Exponential, 0),
+            ("BASE2_EXPONENTIAL_BUCKET_HISTOGRAM", Aggregation::Exponential, 0),
+            ("ddsketch", Aggregation::Explicit, 1),
+        ] {
+            let found = Settings::resolve(&sources(&[MINIMUM], &[(name, said)], &[])).unwrap();
+            let set = found.value.tracer().aggregation;
+            assert_eq!((set, found.warnings.len()), (aggregation, warnings), "{said}");
+        }
     }
 
     #[test]
