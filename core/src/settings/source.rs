@@ -345,5 +345,15 @@ mod tests {
         let resource = settings.resource();
         assert_eq!(&resource[..3], [("service.name", "b"), ("service.namespace", "shop"), ("x", "2")]);
         assert_eq!(settings.service(), ("b", "shop"));
+        assert_eq!(settings.metrics_resource("i1").last(), Some(&("service.instance.id", "i1")));
+    }
+
+    #[test]
+    fn an_instance_that_the_user_names_is_called_so_in_the_metrics() {
+        let env = [("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=pod-1")];
+        let settings = Settings::resolve(&sources(&[MINIMUM], &env, &[])).unwrap().value;
+        let resource = settings.metrics_resource("i1");
+        let ids: Vec<_> = resource.iter().filter(|(key, _)| *key == "service.instance.id").collect();
+        assert_eq!(ids, [&("service.instance.id", "pod-1")]);
     }
 }
