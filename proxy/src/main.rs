@@ -12,6 +12,7 @@ mod listener;
 mod log;
 mod messages;
 mod moments;
+mod probe;
 mod process;
 mod scrape;
 mod sidecar;
