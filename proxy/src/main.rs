@@ -56,6 +56,9 @@ const FAILED: u8 = 1;
 /// Of the time for draining, what the last export may take once requests are over.
 const LAST_EXPORT: Duration = Duration::from_secs(3);
 
+/// How long redirected connections may take to arrive after the redirect has ended.
+const HANDSHAKES: Duration = Duration::from_millis(500);
+
 fn main() -> ExitCode {
     if std::env::args().nth(1).is_some_and(|first| first == "init") {
         return match init::init(std::env::args().skip(2)) {
@@ -238,7 +241,9 @@ async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
     log::info("draining", &[("drain_timeout_ms", &patience.as_millis())]);
     sidecar.readiness.drain();
     if sidecar.settings.capture == Capture::Transparent {
-        sidecar.lease.release(); // before nobody accepts: who connects from here on goes directly
+        // Who connects from here on goes directly; whoever was redirected just before is still shaking hands.
+        sidecar.lease.release();
+        tokio::time::sleep(HANDSHAKES.min(patience / 4)).await;
     }
     let _ = drain.send(true);
     let requests_until = deadline - LAST_EXPORT.min(patience / 2);
