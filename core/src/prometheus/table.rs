@@ -157,6 +157,12 @@ metrics! {
             "Requests answered by the sidecar itself: illegal, or not allowed."
         CONNECTS: Counter "throughline_connects_total" ["result"]
             "CONNECT requests on the outbound side."
+        CAPTURED: Counter "throughline_captured_connections_total" ["side", "result"]
+            "Connections in transparent capture: gone on to where they were going, refused because that is the sidecar itself, or failed to connect."
+        CAPTURE_LEASE: Gauge "throughline_capture_lease" ["family"]
+            "1 while the kernel takes the sidecar's heartbeat: connections are redirected to it."
+        TLS_CONNECTIONS: Counter "throughline_tls_connections_total" ["side", "server_name"]
+            "TLS connections that passed in transparent capture, by the name that the client asked for."
         TUNNEL_BYTES: Counter "throughline_tunnel_bytes_total" []
             "Bytes that passed untouched because they are no cleartext HTTP, both ways."
         ACCESS_LOG_DROPPED: Counter "throughline_access_log_dropped_total" []
@@ -234,6 +240,7 @@ still counts, in a series that says so, so sums stay exact.
 | series of both request metrics together | 2000 | one series for each direction: `otel_metric_overflow=\"true\"` |
 | topics, subscriptions and types of events | 200 | `_other` |
 | series of all metrics of messages together | 500 | one series for each metric: `otel_metric_overflow=\"true\"` |
+| names that TLS clients ask for, on each side | 100 | `_other` |
 | pairs of services in the service graph | 300 | `_other` |
 | names of spans | 500 | `_other` |
 
