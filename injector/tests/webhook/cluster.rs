@@ -311,7 +311,10 @@ async fn a_real_api_server_injects_what_is_labelled_and_nothing_else() {
         certs::bundles(&cluster.configuration().await).iter().all(|bundle| *bundle == wanted).then_some(())
     })
     .await;
-    assert!(injector.number("throughline_injector_ca_bundle_repairs_total").await > repairs);
+    eventually("the repair is counted", || async {
+        (injector.number("throughline_injector_ca_bundle_repairs_total").await > repairs).then_some(())
+    })
+    .await;
     cluster.injects("shop").await;
 
     // Killed, under both policies, and back with the certificate that the Secret kept.

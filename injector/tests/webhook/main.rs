@@ -1,5 +1,9 @@
-//! The shipped binary as API servers, strangers and operators meet it. The bench of admissions:
-//! `cargo test -p throughline-injector --test webhook --profile quick bench_of_admissions -- --ignored --nocapture`.
+//! The shipped binary as API servers, strangers and operators meet it. The bench of admissions, against an
+//! optimised build:
+//!
+//!     cargo build --profile quick -p throughline-injector
+//!     THROUGHLINE_INJECTOR=target/quick/throughline-injector \
+//!         cargo test -p throughline-injector --test webhook -- bench_of_admissions --ignored --nocapture
 
 #[cfg(test)]
 mod clients;

@@ -111,7 +111,10 @@ impl Injector {
         listen: SocketAddr,
         admin: SocketAddr,
     ) -> Self {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_throughline-injector"));
+        // Another build of it, for the bench.
+        let named = std::env::var_os("THROUGHLINE_INJECTOR");
+        let binary = named.unwrap_or_else(|| env!("CARGO_BIN_EXE_throughline-injector").into());
+        let mut command = std::process::Command::new(binary);
         command.env_clear().arg("run");
         let own = [
             ("listen", listen.to_string()),
