@@ -257,6 +257,7 @@ async fn bench_of_admissions() {
     let trusted = trust(&stage.fake.authority());
     let mut tasks = tokio::task::JoinSet::new();
     let (callers, seconds, rate) = (5u32, 20u32, 50u32);
+    let cpu = stage.injector.cpu_ms();
     let began = Instant::now() + Duration::from_millis(500);
     for caller in 0..callers {
         let (trusted, to) = (trusted.clone(), stage.injector.listen);
@@ -281,11 +282,12 @@ async fn bench_of_admissions() {
     all.sort();
     let at = |share: f64| all[((all.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
     println!(
-        "{} admissions at {rate} a second: p50 {:.2} ms, p99 {:.2} ms, worst {:.2} ms; {} KiB at the most",
+        "{} admissions at {rate} a second: p50 {:.2} ms, p99 {:.2} ms, worst {:.2} ms; {:.2} ms of CPU each, {} KiB at the most",
         all.len(),
         at(0.5),
         at(0.99),
         at(1.0),
+        (stage.injector.cpu_ms() - cpu) / all.len() as f64,
         stage.injector.peak_kib()
     );
     assert!(at(0.99) < 20.0, "p99 {:.2} ms", at(0.99));

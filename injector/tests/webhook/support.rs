@@ -168,6 +168,15 @@ impl Injector {
         self.numbers().await.get(series).copied().unwrap_or(0.0)
     }
 
+    /// Milliseconds of CPU that it has used.
+    pub(crate) fn cpu_ms(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/schedstat", self.process.id())).unwrap();
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
+        let of = |text: String| text.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6;
+        let all = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok());
+        all.map(of).sum::<f64>().max(of(stat))
+    }
+
     /// The most memory that it had, in KiB.
     pub(crate) fn peak_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
