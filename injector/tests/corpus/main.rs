@@ -3,6 +3,9 @@
 //! written anew by `BLESS=1 cargo test -p throughline-injector --test corpus`.
 
 #[cfg(test)]
+mod envoy;
+
+#[cfg(test)]
 mod corpus {
     use std::collections::BTreeMap;
     use std::path::{Path, PathBuf};
@@ -318,7 +321,7 @@ mod corpus {
                 patch::bootstrap(&["OTEL_SERVICE_NAME"], endpoint, protocol, "0.0.0.0", &probes).unwrap();
             // The module is not built here: whether Envoy takes it is the business of tests/tests/envoy.
             let mut bootstrap = bootstrap;
-            without_filter(&mut bootstrap);
+            crate::envoy::without_filter(&mut bootstrap);
             let text = bootstrap.to_string().replace("$(K8S_POD_IP)", "10.1.2.3");
             let judged = std::process::Command::new(&envoy)
                 .args(["--mode", "validate", "--log-level", "error", "--config-yaml", &text])
@@ -327,16 +330,5 @@ mod corpus {
             assert!(judged.status.success(), "{}", String::from_utf8_lossy(&judged.stderr));
         }
         std::fs::remove_dir_all(&folder).unwrap();
-    }
-
-    fn without_filter(value: &mut Value) {
-        match value {
-            Value::Array(all) => {
-                all.retain(|one| one["name"] != "throughline");
-                all.iter_mut().for_each(without_filter);
-            }
-            Value::Object(all) => all.values_mut().for_each(without_filter),
-            _ => {}
-        }
     }
 }
