@@ -281,6 +281,37 @@ mod corpus {
         }
     }
 
+    /// The variables of the sidecar are held against the sidecar's own table, strictly.
+    #[test]
+    fn the_sidecar_takes_every_setting_that_it_is_given_in_reverse_mode() {
+        use throughline_core::settings::{Settings as Sidecar, Sources};
+        let mut read = 0;
+        for (name, pod) in cases() {
+            for (layout, mode, sidecars) in LAYOUTS {
+                let result = inject(&name, &pod, mode, sidecars);
+                let (Some(injected), "reverse") =
+                    (result.injected, result.told["mode"].as_str().unwrap_or(""))
+                else {
+                    continue;
+                };
+                let lists = ["containers", "initContainers"];
+                let all = lists
+                    .iter()
+                    .flat_map(|list| injected["spec"][list].as_array().cloned().unwrap_or_default());
+                let sidecar = all.into_iter().find(|one| one["name"] == "throughline-proxy").unwrap();
+                let env = sidecar["env"].as_array().unwrap().iter().filter_map(|one| {
+                    let value = one["value"].as_str()?.replace("$(K8S_NODE_IP)", "10.0.0.1");
+                    Some((one["name"].as_str()?.to_owned(), value))
+                });
+                let found = Sidecar::resolve(&Sources { env: env.collect(), ..Sources::default() });
+                let found = found.unwrap_or_else(|told| panic!("{name}, {layout}: {told:?}"));
+                assert_eq!(found.warnings, Vec::<String>::new(), "{name}, {layout}");
+                read += 1;
+            }
+        }
+        assert!(read > 30, "{read}");
+    }
+
     #[test]
     fn the_order_of_containers_is_that_of_the_layout() {
         let pods: BTreeMap<String, Value> = cases().into_iter().collect();
