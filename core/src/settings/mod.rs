@@ -51,6 +51,9 @@ pub struct Row {
     /// Whether a bad value in the environment only warns and takes the default, as the OpenTelemetry
     /// specification asks for numbers.
     pub lenient: bool,
+    /// Whether a text could be its value; `Err` is what would be right. The schema of the chart asks.
+    #[cfg(not(target_os = "wasi"))]
+    pub check: fn(&str) -> Result<(), Want>,
 }
 
 macro_rules! settings {
@@ -70,6 +73,11 @@ macro_rules! settings {
                 default: $default,
                 help: $crate::settings::shown($help),
                 lenient: $crate::settings::settings!(@lenient $($lenient)?),
+                #[cfg(not(target_os = "wasi"))]
+                check: |text| {
+                    let read: &dyn Fn(&str) -> Result<$type, $crate::settings::Want> = &$read;
+                    read(text).map(drop)
+                },
             }, )*)*
         ];
 
