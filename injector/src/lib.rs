@@ -1,0 +1,16 @@
+//! The injector: a mutating webhook that gives the pods of labelled namespaces their sidecar, and the controller
+//! that keeps its certificates right and names the pods that slipped by. The decisions (`policy`, `patch`,
+//! `review`, `certs::plan`) are pure: JSON in, JSON out. Must never keep a pod from being admitted.
+
+pub mod certs;
+pub mod diff;
+pub mod json;
+pub mod log;
+pub mod names;
+pub mod offline;
+pub mod patch;
+pub mod pod;
+pub mod policy;
+pub mod quantity;
+pub mod review;
+pub mod settings;
