@@ -1,0 +1,308 @@
+//! Names that two places must agree on: settings and the tables, ports and their containers, selectors and labels,
+//! rights and the calls that the injector makes.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use throughline_core::settings::{Flow, Sources};
+use throughline_deploy::{flow, injector, sidecar};
+use throughline_injector::{names, settings as injecting};
+use throughline_tests::sidecar::workspace;
+
+use crate::render::{everything, list, objects, pod, text, title};
+
+/// Variables of a container that have a value of their own; what the cluster fills in is given some text.
+fn variables(container: &Value) -> Vec<(String, String)> {
+    let value = |row: &Value| match row.get("valueFrom") {
+        Some(_) => "filled-in".to_owned(),
+        None => text(row, "/value").to_owned(),
+    };
+    list(container, "/env").map(|row| (text(row, "/name").to_owned(), value(row))).collect()
+}
+
+fn main_container(object: &Value) -> Option<&Value> {
+    pod(object)?.pointer("/spec/containers/0")
+}
+
+/// Every variable is one that the program knows, and all of them together are settings that it starts with.
+#[test]
+fn the_programs_start_with_what_the_manifests_tell_them() {
+    for (name, rendered) in everything() {
+        for object in objects(&rendered) {
+            let Some(container) = main_container(&object) else { continue };
+            let env = variables(container);
+            let known = match text(container, "/name") {
+                "injector" => {
+                    let read = injecting::Settings::read(&[], env.clone().into_iter());
+                    let settings = read.unwrap_or_else(|told| panic!("{name}: {told:#?}"));
+                    assert_eq!(settings.identity, "filled-in", "{name}");
+                    injector()
+                }
+                "flow" => {
+                    let found = Flow::resolve(&Sources { env: env.clone(), ..Sources::default() });
+                    let found = found.unwrap_or_else(|told| panic!("{name}: {told:?}"));
+                    assert_eq!(found.warnings, Vec::<String>::new(), "{name}");
+                    flow()
+                }
+                _ => continue,
+            };
+            let known: BTreeSet<String> = known.into_iter().flat_map(|setting| setting.env).collect();
+            for (variable, _) in env {
+                assert!(known.contains(&variable), "{name}: {variable} is no setting of {}", title(&object));
+            }
+        }
+    }
+}
+
+/// The pages for users name keys that exist.
+#[test]
+fn the_page_on_deploying_names_settings_that_exist() {
+    let page = std::fs::read_to_string(workspace().join("docs/deploy.md")).expect("a page");
+    let env: BTreeSet<String> =
+        [sidecar(), injector(), flow()].into_iter().flatten().flat_map(|setting| setting.env).collect();
+    let words = page.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    for word in words.filter(|word| word.starts_with("THROUGHLINE_")) {
+        assert!(env.contains(word), "docs/deploy.md: {word} is no setting");
+    }
+}
+
+#[test]
+fn what_refers_to_another_object_finds_it() {
+    for (name, rendered) in everything() {
+        // Alone these are for a cluster that has the base.
+        are_whole(&name, &objects(&rendered));
+    }
+}
+
+/// Selectors find pods, ports find ports, mounts find volumes, and bindings find roles and accounts.
+pub(crate) fn are_whole(name: &str, objects: &[Value]) {
+    let pods: Vec<&Value> = objects.iter().filter_map(pod).collect();
+    let has = |kind: &str, wanted: &str| {
+        objects.iter().any(|one| text(one, "/kind") == kind && text(one, "/metadata/name") == wanted)
+    };
+    let matching = |labels: &Value| -> Vec<&&Value> {
+        let labels = labels.as_object().expect("labels");
+        let fits = |pod: &&&Value| labels.iter().all(|(key, value)| pod["metadata"]["labels"][key] == *value);
+        pods.iter().filter(fits).collect()
+    };
+    let has_port = |pod: &Value, port: &Value| {
+        let ports = list(pod, "/spec/containers").flat_map(|container| list(container, "/ports"));
+        ports.clone().any(|one| one["name"] == *port || one["containerPort"] == *port)
+    };
+    for object in objects {
+        let what = format!("{name}: {}", title(object));
+        match text(object, "/kind") {
+            "Service" => {
+                let found = matching(&object["spec"]["selector"]);
+                assert_eq!(found.len(), 1, "{what}: the pods of one workload");
+                for port in list(object, "/spec/ports") {
+                    assert!(has_port(found[0], &port["targetPort"]), "{what}: {port}");
+                }
+            }
+            "NetworkPolicy" => {
+                let found = matching(&object["spec"]["podSelector"]["matchLabels"]);
+                assert_eq!(found.len(), 1, "{what}");
+                for rule in list(object, "/spec/ingress") {
+                    for port in list(rule, "/ports") {
+                        assert!(has_port(found[0], &port["port"]), "{what}: {port}");
+                    }
+                }
+            }
+            "PodDisruptionBudget" => assert_eq!(matching(&object["spec"]["selector"]["matchLabels"]).len(), 1, "{what}"),
+            "Deployment" | "StatefulSet" | "DaemonSet" => workload(&what, object, &has),
+            "RoleBinding" | "ClusterRoleBinding" => {
+                assert!(has(text(object, "/roleRef/kind"), text(object, "/roleRef/name")), "{what}: its role");
+                for subject in list(object, "/subjects") {
+                    assert!(has("ServiceAccount", text(subject, "/name")), "{what}: {subject}");
+                }
+            }
+            "MutatingWebhookConfiguration" => {
+                for webhook in list(object, "/webhooks") {
+                    assert!(has("Service", text(webhook, "/clientConfig/service/name")), "{what}");
+                    assert!(webhook["clientConfig"].get("caBundle").is_none(), "{what}: caBundle is the injector's");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn workload(what: &str, object: &Value, has: &dyn Fn(&str, &str) -> bool) {
+    let template = &object["spec"]["template"];
+    let labels = &template["metadata"]["labels"];
+    for (key, value) in object["spec"]["selector"]["matchLabels"].as_object().expect("a selector") {
+        assert_eq!(labels[key], *value, "{what}: its own selector");
+    }
+    let account = text(template, "/spec/serviceAccountName");
+    assert!(account.is_empty() || has("ServiceAccount", account), "{what}: {account}");
+    let volumes: Vec<&str> = list(template, "/spec/volumes")
+        .map(|one| text(one, "/name"))
+        .chain(list(object, "/spec/volumeClaimTemplates").map(|one| text(one, "/metadata/name")))
+        .collect();
+    for volume in list(template, "/spec/volumes") {
+        let map = text(volume, "/configMap/name");
+        assert!(map.is_empty() || has("ConfigMap", map), "{what}: {map}");
+    }
+    for container in list(template, "/spec/containers") {
+        let mounts: Vec<&str> = list(container, "/volumeMounts").map(|one| text(one, "/name")).collect();
+        assert!(mounts.iter().all(|mount| volumes.contains(mount)), "{what}: {mounts:?}");
+        assert!(volumes.iter().all(|volume| mounts.contains(volume)), "{what}: {volumes:?} are all mounted");
+        let ports: Vec<&Value> = list(container, "/ports").collect();
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            let Some(probe) = container.get(probe) else { continue };
+            let port = [&probe["httpGet"]["port"], &probe["tcpSocket"]["port"]];
+            let port = port.into_iter().find(|port| !port.is_null()).expect("a port");
+            assert!(ports.iter().any(|one| one["name"] == *port), "{what}: {port}");
+        }
+    }
+    // A selector does not change, so what changes stays out of it.
+    assert!(object["spec"]["selector"]["matchLabels"].get("app.kubernetes.io/version").is_none(), "{what}");
+}
+
+/// Ports stand in the tables' defaults, in what the manifests set, and as ports of containers.
+#[test]
+fn containers_have_the_ports_that_the_programs_listen_on() {
+    let port_of = |address: &str| address.rsplit(':').next().and_then(|port| port.parse::<u64>().ok());
+    for (name, rendered) in everything() {
+        for object in objects(&rendered) {
+            let Some(container) = main_container(&object) else { continue };
+            let env = variables(container);
+            let said = |variable: &str| env.iter().find(|row| row.0 == variable).map(|row| row.1.clone());
+            let listens: Vec<u64> = match text(container, "/name") {
+                "injector" => {
+                    let defaults = injecting::defaults().expect("defaults");
+                    vec![defaults.listen.port().into(), defaults.admin_listen.port().into()]
+                }
+                "flow" => ["LISTEN", "OTLP_GRPC", "OTLP_HTTP"]
+                    .iter()
+                    .map(|which| said(&format!("THROUGHLINE_FLOW_{which}")).expect("said openly"))
+                    .map(|address| port_of(&address).expect("a port"))
+                    .collect(),
+                _ => continue,
+            };
+            let ports: Vec<u64> = list(container, "/ports").filter_map(|port| port["containerPort"].as_u64()).collect();
+            assert_eq!(ports, listens, "{name}: {}", title(&object));
+        }
+    }
+}
+
+#[test]
+fn names_of_the_injectors_objects_are_the_ones_it_is_told() {
+    for (name, rendered) in everything() {
+        let objects = objects(&rendered);
+        let deployment = objects.iter().find(|one| title(one).starts_with("Deployment/") && title(one).ends_with("injector"));
+        let Some(deployment) = deployment else { continue };
+        let env = variables(main_container(deployment).expect("a container"));
+        let settings = injecting::Settings::read(&[], env.into_iter()).expect("settings");
+        let all: Vec<String> = objects.iter().map(title).collect();
+        assert!(all.contains(&format!("Service/{}", settings.service)), "{name}");
+        assert!(all.contains(&format!("MutatingWebhookConfiguration/{}", settings.webhook)), "{name}");
+        assert_eq!(text(deployment, "/metadata/namespace"), settings.namespace, "{name}");
+        // Where spans go is there, where it is in this namespace at all.
+        for endpoint in [settings.injecting.otlp_endpoint.as_str(), settings.own_endpoint.as_deref().unwrap_or("")] {
+            let host = endpoint.trim_start_matches("http://").split([':', '/']).next().unwrap_or("");
+            if let Some(service) = host.strip_suffix(".throughline-system.svc.cluster.local") {
+                assert!(all.contains(&format!("Service/{service}")), "{name}: {endpoint}");
+            }
+        }
+        let granted = |resource: &str, verb: &str, named: &str| {
+            objects.iter().flat_map(|one| list(one, "/rules")).any(|rule| {
+                let has = |part: &str, wanted: &str| list(rule, part).any(|one| one == wanted);
+                has("/resources", resource) && has("/verbs", verb) && has("/resourceNames", named)
+            })
+        };
+        assert!(granted("secrets", "update", &settings.secret), "{name}");
+        assert!(granted("leases", "update", &settings.lease), "{name}");
+        assert!(granted("mutatingwebhookconfigurations", "patch", &settings.webhook), "{name}");
+    }
+}
+
+/// The webhook asks for what the injector would not skip by itself, and for nothing of its own namespace.
+#[test]
+fn the_webhook_speaks_the_injectors_label() {
+    for (name, rendered) in everything() {
+        for object in objects(&rendered).iter().filter(|one| text(one, "/kind") == "MutatingWebhookConfiguration") {
+            let webhooks: Vec<&Value> = list(object, "/webhooks").collect();
+            assert_eq!(webhooks.len(), 2, "{name}");
+            assert_eq!(webhooks[0]["namespaceSelector"]["matchLabels"][names::INJECT], "enabled", "{name}");
+            assert_eq!(webhooks[1]["objectSelector"]["matchLabels"][names::INJECT], "enabled", "{name}");
+            for webhook in webhooks {
+                let elsewhere = list(webhook, "/namespaceSelector/matchExpressions")
+                    .find(|one| one["key"] == "kubernetes.io/metadata.name")
+                    .expect("an exception");
+                let excepted: Vec<&str> = list(elsewhere, "/values").filter_map(Value::as_str).collect();
+                let own = text(webhook, "/clientConfig/service/namespace");
+                let mut wanted = names::SYSTEM_NAMESPACES.to_vec();
+                wanted.push(own);
+                assert_eq!(excepted, wanted, "{name}");
+                assert_eq!(webhook["rules"][0]["operations"], serde_json::json!(["CREATE"]), "{name}");
+                let seconds = webhook["timeoutSeconds"].as_u64().expect("seconds");
+                assert!((3..=10).contains(&seconds), "{name}: an answer takes 2 seconds at the most, pods wait for it");
+            }
+        }
+    }
+}
+
+/// `/api/v1/namespaces/{namespace}/secrets/{name}` is about `secrets`.
+fn resource_of(template: &str) -> Option<(String, String)> {
+    let parts: Vec<&str> = template.split(['?', ' ']).next()?.trim_matches('/').split('/').collect();
+    let (group, rest) = match parts.as_slice() {
+        ["api", "v1", rest @ ..] => ("", rest),
+        ["apis", group, _version, rest @ ..] => (*group, rest),
+        _ => return None,
+    };
+    let rest = match rest {
+        ["namespaces", parameter, inner @ ..] if parameter.starts_with('{') && !inner.is_empty() => inner,
+        rest => rest,
+    };
+    rest.first().map(|resource| (group.to_owned(), (*resource).to_owned()))
+}
+
+/// Texts of the injector's source that are paths of the API, tests aside.
+fn paths_in_the_source() -> BTreeSet<(String, String)> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![workspace().join("injector/src")];
+    let path = regex::Regex::new(r#""(/apis?/[a-z0-9./{}-]+)""#).expect("an expression");
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let entry = entry.expect("an entry").path();
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|ending| ending == "rs") {
+                let source = std::fs::read_to_string(&entry).expect("source");
+                let product = source.split("#[cfg(test)]").next().unwrap_or("");
+                found.extend(path.captures_iter(product).filter_map(|hit| resource_of(&hit[1])));
+            }
+        }
+    }
+    found
+}
+
+/// What is granted and never asked for, or asked for and not granted, by the resources of the calls in the source.
+#[test]
+fn rights_are_those_that_the_injector_asks_for() {
+    let asked = paths_in_the_source();
+    if asked.is_empty() {
+        throughline_tests::judges::skipped("the injector of this tree calls no API yet");
+        return;
+    }
+    for (name, rendered) in everything() {
+        let objects = objects(&rendered);
+        let rules = objects.iter().filter(|one| title(one).ends_with("Role/throughline-injector")).flat_map(|one| list(one, "/rules"));
+        let mut granted = BTreeSet::new();
+        for rule in rules {
+            for group in list(rule, "/apiGroups").filter_map(Value::as_str) {
+                let resources = list(rule, "/resources").filter_map(Value::as_str);
+                granted.extend(resources.map(|resource| (group.to_owned(), resource.to_owned())));
+            }
+        }
+        if granted.is_empty() {
+            continue;
+        }
+        // Istio's objects are named in a table of their own, and granted where they are wanted.
+        let ordinary = |all: &BTreeSet<(String, String)>| {
+            all.iter().filter(|(group, _)| !group.ends_with("istio.io")).cloned().collect::<BTreeSet<_>>()
+        };
+        assert_eq!(ordinary(&granted), ordinary(&asked), "{name}: granted, and asked for");
+    }
+}
