@@ -87,18 +87,20 @@ pub struct Facts {
 
 /// Reads a certificate.
 pub fn facts(pem: &str) -> Result<Facts, String> {
-    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| format!("no certificate: {error}"))?;
+    let der =
+        CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| format!("no certificate: {error}"))?;
     let (_, read) = X509Certificate::from_der(&der).map_err(|error| format!("no certificate: {error}"))?;
     let names = read.subject_alternative_name().ok().flatten();
-    let hosts = names.iter().flat_map(|names| names.value.general_names.iter()).filter_map(|name| match name {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::IPAddress([a, b, c, d]) => Some(format!("{a}.{b}.{c}.{d}")),
-        GeneralName::IPAddress(bytes) => {
-            let bytes: [u8; 16] = (*bytes).try_into().ok()?;
-            Some(std::net::Ipv6Addr::from(bytes).to_string())
-        }
-        _ => None,
-    });
+    let hosts =
+        names.iter().flat_map(|names| names.value.general_names.iter()).filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::IPAddress([a, b, c, d]) => Some(format!("{a}.{b}.{c}.{d}")),
+            GeneralName::IPAddress(bytes) => {
+                let bytes: [u8; 16] = (*bytes).try_into().ok()?;
+                Some(std::net::Ipv6Addr::from(bytes).to_string())
+            }
+            _ => None,
+        });
     Ok(Facts {
         subject: read.subject().to_string(),
         issuer: read.issuer().to_string(),
@@ -167,7 +169,14 @@ pub fn take(
             let (certificate, key) =
                 certificate(&authority, &authority_key, now, hosts, lifetimes).map_err(told)?;
             let authorities = vec![authority];
-            Ok(Some(Kept { authorities, authority_key, certificate, key, published_at: Some(now), made_at: now }))
+            Ok(Some(Kept {
+                authorities,
+                authority_key,
+                certificate,
+                key,
+                published_at: Some(now),
+                made_at: now,
+            }))
         }
         (Step::Announce, Some(kept)) => {
             let (authority, authority_key) = authority(now, lifetimes, serial).map_err(told)?;
@@ -350,7 +359,9 @@ mod tests {
             seen.insert(next(&mut kept, true, day).name());
             let now = kept.clone().unwrap();
             let serving = facts(&now.certificate).unwrap();
-            let trusted = certificates(&published_before).iter().any(|one| facts(one).unwrap().subject == serving.issuer);
+            let trusted = certificates(&published_before)
+                .iter()
+                .any(|one| facts(one).unwrap().subject == serving.issuer);
             assert!(trusted, "day {day}: {serving:?}");
             assert!(serving.not_after > 1_800_000_000 + day * DAY, "day {day}");
             assert!(now.authorities.len() <= 2);

@@ -30,7 +30,12 @@ pub struct Injected {
 ///
 /// # Errors
 /// Which document is no YAML.
-pub fn inject(text: &str, namespace: &str, sidecars: Sidecars, settings: &Settings) -> Result<Injected, String> {
+pub fn inject(
+    text: &str,
+    namespace: &str,
+    sidecars: Sidecars,
+    settings: &Settings,
+) -> Result<Injected, String> {
     let chunks = documents(text);
     let mut parsed = Vec::new();
     for (number, chunk) in chunks.iter().enumerate() {
@@ -45,7 +50,9 @@ pub fn inject(text: &str, namespace: &str, sidecars: Sidecars, settings: &Settin
             out.yaml.push_str("---\n");
         }
         let before = yaml.clone();
-        let count = each_resource(&mut yaml, &mut |resource| one(resource, &world, sidecars, settings, &mut out.told));
+        let count = each_resource(&mut yaml, &mut |resource| {
+            one(resource, &world, sidecars, settings, &mut out.told)
+        });
         out.count += count;
         if count == 0 {
             out.yaml.push_str(chunk);
@@ -57,7 +64,9 @@ pub fn inject(text: &str, namespace: &str, sidecars: Sidecars, settings: &Settin
         if chunk.lines().any(|line| line.trim_start().starts_with('#') || line.contains(" #")) {
             out.told.push(format!("document {}: its comments are lost", number + 1));
         }
-        let said = |yaml: &Yaml| serde_yaml::to_string(yaml).map_err(|error| format!("document {}: {error}", number + 1));
+        let said = |yaml: &Yaml| {
+            serde_yaml::to_string(yaml).map_err(|error| format!("document {}: {error}", number + 1))
+        };
         let (before, after) = (said(&before)?, said(&yaml)?);
         out.diff.push_str(&crate::diff::unified(&before, &after, &format!("document {}", number + 1)));
         out.yaml.push_str(&after);
@@ -72,8 +81,8 @@ fn documents(text: &str) -> Vec<String> {
         let bare = line.trim_end();
         if bare == "---" || bare.starts_with("--- ") {
             // What stands before the first marker counts if it is more than comments.
-            let empty = all.len() == 1
-                && all.iter().all(|chunk| chunk.lines().all(|line| line.trim().is_empty()));
+            let empty =
+                all.len() == 1 && all.iter().all(|chunk| chunk.lines().all(|line| line.trim().is_empty()));
             if empty {
                 all.clear();
             }
@@ -123,17 +132,26 @@ fn each_resource(yaml: &mut Yaml, with: &mut impl FnMut(&mut Yaml) -> bool) -> u
     }
 }
 
-fn one(resource: &mut Yaml, world: &World, sidecars: Sidecars, settings: &Settings, told: &mut Vec<String>) -> bool {
+fn one(
+    resource: &mut Yaml,
+    world: &World,
+    sidecars: Sidecars,
+    settings: &Settings,
+    told: &mut Vec<String>,
+) -> bool {
     let kind = resource.get("kind").and_then(Yaml::as_str).unwrap_or_default().to_owned();
     let path: &[&str] = match kind.as_str() {
         "Pod" => &[],
-        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => &["spec", "template"],
+        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => {
+            &["spec", "template"]
+        }
         "CronJob" => &["spec", "jobTemplate", "spec", "template"],
         "PodTemplate" => &["template"],
         _ => return false,
     };
     let json = serde_json::to_value(&*resource).unwrap_or(Value::Null);
-    let name = text(&json, "/metadata/name").or(text(&json, "/metadata/generateName")).unwrap_or("without a name");
+    let name =
+        text(&json, "/metadata/name").or(text(&json, "/metadata/generateName")).unwrap_or("without a name");
     let what = format!("{kind} {name}");
     let namespace = world.namespace_of(&json);
     let pointer: String = path.iter().map(|part| format!("/{part}")).collect();
@@ -145,8 +163,12 @@ fn one(resource: &mut Yaml, world: &World, sidecars: Sidecars, settings: &Settin
     let known = world.namespaces.iter().find(|one| text(one, "/metadata/name") == Some(&namespace));
     let mut namespace_object = known.cloned().unwrap_or_else(|| json!({}));
     label(&mut namespace_object);
-    let services: Vec<Value> =
-        world.services.iter().filter(|(of, _)| *of == namespace).map(|(_, service)| service.clone()).collect();
+    let services: Vec<Value> = world
+        .services
+        .iter()
+        .filter(|(of, _)| *of == namespace)
+        .map(|(_, service)| service.clone())
+        .collect();
     let owner = (kind != "Pod").then(|| Owner { kind: kind.clone(), name: name.to_owned() });
     let around = Around {
         namespace: &namespace,
@@ -173,7 +195,9 @@ fn one(resource: &mut Yaml, world: &World, sidecars: Sidecars, settings: &Settin
                 return false;
             }
             *place = changed;
-            told.extend(built.warnings.iter().map(|w| format!("{what}: {}", w.trim_start_matches("throughline: "))));
+            told.extend(
+                built.warnings.iter().map(|w| format!("{what}: {}", w.trim_start_matches("throughline: "))),
+            );
             true
         }
         (Err(why), _) => {
@@ -199,8 +223,13 @@ fn label(namespace: &mut Value) {
 /// Applies operations to YAML, where the order of keys is the user's.
 fn apply(document: &mut Yaml, operations: &[Value]) -> Result<(), String> {
     for operation in operations {
-        let (op, path) = (text(operation, "/op").unwrap_or_default(), text(operation, "/path").unwrap_or_default());
-        let value = operation.get("value").map(serde_yaml::to_value).transpose().map_err(|error| error.to_string())?;
+        let (op, path) =
+            (text(operation, "/op").unwrap_or_default(), text(operation, "/path").unwrap_or_default());
+        let value = operation
+            .get("value")
+            .map(serde_yaml::to_value)
+            .transpose()
+            .map_err(|error| error.to_string())?;
         let fails = || format!("{op} {path} does not apply");
         let (parent, last) = path.rsplit_once('/').ok_or_else(fails)?;
         let unescaped = |part: &str| part.replace("~1", "/").replace("~0", "~");

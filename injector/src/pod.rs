@@ -165,9 +165,9 @@ impl<'a> Pod<'a> {
 
     /// The name, or what a controller begins the name with.
     pub fn name(&self) -> Option<&'a str> {
-        text(self.raw, "/metadata/name").filter(|name| !name.is_empty()).or_else(|| {
-            text(self.raw, "/metadata/generateName").map(|name| name.trim_end_matches('-'))
-        })
+        text(self.raw, "/metadata/name")
+            .filter(|name| !name.is_empty())
+            .or_else(|| text(self.raw, "/metadata/generateName").map(|name| name.trim_end_matches('-')))
     }
 
     /// Whether the user id of the pod as a whole, or of one of its containers, is this one.
@@ -189,7 +189,9 @@ fn shape_of_container(raw: &Value) -> Result<(), &'static str> {
     }
     for key in ["livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "securityContext"] {
         if !object(key) {
-            return Err("livenessProbe, readinessProbe, startupProbe, lifecycle, securityContext: want objects");
+            return Err(
+                "livenessProbe, readinessProbe, startupProbe, lifecycle, securityContext: want objects",
+            );
         }
     }
     Ok(())

@@ -35,7 +35,9 @@ mod tests {
 
     #[test]
     fn quantities_compare_as_kubernetes_reads_them() {
-        for (less, more) in [("100m", "0.2"), ("64Mi", "1Gi"), ("999M", "1G"), ("1", "1001m"), ("1Ki", "1.5Ki")] {
+        for (less, more) in
+            [("100m", "0.2"), ("64Mi", "1Gi"), ("999M", "1G"), ("1", "1001m"), ("1Ki", "1.5Ki")]
+        {
             assert!(thousandths(less).unwrap() < thousandths(more).unwrap(), "{less} < {more}");
         }
         assert_eq!(thousandths("1000m"), thousandths("1"));

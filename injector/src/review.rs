@@ -66,8 +66,8 @@ struct Resource {
 impl Request {
     /// Reads a review. The object is not parsed: its depth and size are nobody's trouble yet.
     pub fn read(body: &[u8]) -> Result<Self, String> {
-        let Envelope { request } =
-            serde_json::from_slice(body).map_err(|error| format!("want an AdmissionReview of admission.k8s.io/v1: {error}"))?;
+        let Envelope { request } = serde_json::from_slice(body)
+            .map_err(|error| format!("want an AdmissionReview of admission.k8s.io/v1: {error}"))?;
         let nothing = || RawValue::from_string("null".to_owned());
         let object = match request.object {
             Some(object) => object,
@@ -100,7 +100,8 @@ pub fn uid_of(prefix: &[u8]) -> Option<String> {
     let (_, rest) = text.split_once("\"uid\"")?;
     let rest = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
     let (uid, _) = rest.split_once('"')?;
-    let fits = !uid.is_empty() && uid.len() <= 128 && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let fits =
+        !uid.is_empty() && uid.len() <= 128 && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     fits.then(|| uid.to_owned())
 }
 
@@ -114,11 +115,14 @@ pub fn answer(uid: &str, operations: &[Value], warnings: &[String]) -> Vec<u8> {
             response.insert("patch".to_owned(), json!(patch));
         }
         if !warnings.is_empty() {
-            let told: Vec<String> = warnings.iter().take(WARNINGS_MAX).map(|warning| plain(warning)).collect();
+            let told: Vec<String> =
+                warnings.iter().take(WARNINGS_MAX).map(|warning| plain(warning)).collect();
             response.insert("warnings".to_owned(), json!(told));
         }
     }
-    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}).to_string().into_bytes()
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+        .to_string()
+        .into_bytes()
 }
 
 /// A warning travels in a header: no control characters, and short.

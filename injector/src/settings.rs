@@ -39,45 +39,180 @@ const fn row(section: &'static str, key: &'static str, default: &'static str, he
 /// The table.
 pub const ROWS: &[Row] = &[
     row("Serving", "listen", "0.0.0.0:9443", "Where the webhook is served, by HTTPS."),
-    row("Serving", "admin-listen", "0.0.0.0:15190", "Where /livez, /readyz and /metrics are served, by HTTP."),
-    row("Serving", "in-flight-bytes", "33554432", "Bytes of all reviews that are read at once. Reviews beyond that wait for two seconds and are then admitted unread."),
-    row("Cluster", "namespace", "throughline-system", "The injector's own namespace: its Secret and its Lease are there, and its pods are never injected."),
-    row("Cluster", "service", "throughline-injector", "The Service in front of the webhook; the certificate is for its name."),
-    row("Cluster", "webhook", "throughline-injector", "The MutatingWebhookConfiguration whose caBundle is kept right."),
-    row("Cluster", "secret", "throughline-injector-tls", "The Secret with authority and serving certificate."),
+    row(
+        "Serving",
+        "admin-listen",
+        "0.0.0.0:15190",
+        "Where /livez, /readyz and /metrics are served, by HTTP.",
+    ),
+    row(
+        "Serving",
+        "in-flight-bytes",
+        "33554432",
+        "Bytes of all reviews that are read at once. Reviews beyond that wait for two seconds and are then admitted unread.",
+    ),
+    row(
+        "Cluster",
+        "namespace",
+        "throughline-system",
+        "The injector's own namespace: its Secret and its Lease are there, and its pods are never injected.",
+    ),
+    row(
+        "Cluster",
+        "service",
+        "throughline-injector",
+        "The Service in front of the webhook; the certificate is for its name.",
+    ),
+    row(
+        "Cluster",
+        "webhook",
+        "throughline-injector",
+        "The MutatingWebhookConfiguration whose caBundle is kept right.",
+    ),
+    row(
+        "Cluster",
+        "secret",
+        "throughline-injector-tls",
+        "The Secret with authority and serving certificate.",
+    ),
     row("Cluster", "lease", "throughline-injector", "The Lease by which replicas agree on who reconciles."),
-    row("Cluster", "identity", "", "The name of this replica in the Lease; the pod's name. Unset: the host's name."),
-    row("Cluster", "kubeconfig", "", "How to reach the API server from outside a cluster. Unset: KUBECONFIG, then the pod's service account."),
-    row("Certificates", "certificate-hosts", "", "Further names and addresses that the serving certificate is for, separated by commas."),
-    row("Certificates", "certificate-lifetime", "30d", "How long a serving certificate is valid. It is renewed when a third is left."),
-    row("Certificates", "authority-lifetime", "365d", "How long the authority is valid. It is replaced when a third is left."),
-    row("Certificates", "authority-announce", "60s", "How long caBundle has a new authority before it signs what is served, so that every API server knows it."),
-    row("Certificates", "authority-overlap", "10m", "How long caBundle keeps the old authority after that, so that every replica serves the new certificate."),
+    row(
+        "Cluster",
+        "identity",
+        "",
+        "The name of this replica in the Lease; the pod's name. Unset: the host's name.",
+    ),
+    row(
+        "Cluster",
+        "kubeconfig",
+        "",
+        "How to reach the API server from outside a cluster. Unset: KUBECONFIG, then the pod's service account.",
+    ),
+    row(
+        "Certificates",
+        "certificate-hosts",
+        "",
+        "Further names and addresses that the serving certificate is for, separated by commas.",
+    ),
+    row(
+        "Certificates",
+        "certificate-lifetime",
+        "30d",
+        "How long a serving certificate is valid. It is renewed when a third is left.",
+    ),
+    row(
+        "Certificates",
+        "authority-lifetime",
+        "365d",
+        "How long the authority is valid. It is replaced when a third is left.",
+    ),
+    row(
+        "Certificates",
+        "authority-announce",
+        "60s",
+        "How long caBundle has a new authority before it signs what is served, so that every API server knows it.",
+    ),
+    row(
+        "Certificates",
+        "authority-overlap",
+        "10m",
+        "How long caBundle keeps the old authority after that, so that every replica serves the new certificate.",
+    ),
     row("Certificates", "sync-interval", "5s", "How often Secret and caBundle are looked at."),
-    row("Reconciling", "reconcile-interval", "30s", "How often running pods are looked through for missing sidecars, and Istio's objects are applied."),
-    row("Injecting", "mode", "auto", "What a pod gets that says nothing: sidecar, reverse, envoy-wasm, istio-wasm; auto: sidecar, and reverse where Pod Security forbids the redirect."),
-    row("Injecting", "native-sidecars", "auto", "on, off, or auto: on where the API server and every node is 1.29 or newer."),
-    row("Injecting", "sidecar-image", "throughline-proxy:0.1.0", "Image of the sidecar and of the rules; it must hold throughline-proxy, nft and sleep."),
-    row("Injecting", "envoy-image", "throughline-envoy:0.1.0", "Image for envoy-wasm: Envoy with the filter as /etc/throughline/throughline.wasm."),
+    row(
+        "Reconciling",
+        "reconcile-interval",
+        "30s",
+        "How often running pods are looked through for missing sidecars, and Istio's objects are applied.",
+    ),
+    row(
+        "Injecting",
+        "mode",
+        "auto",
+        "What a pod gets that says nothing: sidecar, reverse, envoy-wasm, istio-wasm; auto: sidecar, and reverse where Pod Security forbids the redirect.",
+    ),
+    row(
+        "Injecting",
+        "native-sidecars",
+        "auto",
+        "on, off, or auto: on where the API server and every node is 1.29 or newer.",
+    ),
+    row(
+        "Injecting",
+        "sidecar-image",
+        "throughline-proxy:0.1.0",
+        "Image of the sidecar and of the rules; it must hold throughline-proxy, nft and sleep.",
+    ),
+    row(
+        "Injecting",
+        "envoy-image",
+        "throughline-envoy:0.1.0",
+        "Image for envoy-wasm: Envoy with the filter as /etc/throughline/throughline.wasm.",
+    ),
     row("Injecting", "image-pull-policy", "IfNotPresent", "Always, IfNotPresent or Never."),
-    row("Injecting", "otlp-endpoint", "http://otel-collector.observability.svc.cluster.local:4317", "The collector, as sidecars reach it. $(K8S_NODE_IP) is the address of the pod's node."),
+    row(
+        "Injecting",
+        "otlp-endpoint",
+        "http://otel-collector.observability.svc.cluster.local:4317",
+        "The collector, as sidecars reach it. $(K8S_NODE_IP) is the address of the pod's node.",
+    ),
     row("Injecting", "otlp-protocol", "grpc", "grpc or http/protobuf, as sidecars speak it."),
-    row("Injecting", "sidecar-settings", "", "Further settings of every sidecar, a YAML or JSON mapping with the keys of docs/settings.md: {keep-slow: 500}."),
+    row(
+        "Injecting",
+        "sidecar-settings",
+        "",
+        "Further settings of every sidecar, a YAML or JSON mapping with the keys of docs/settings.md: {keep-slow: 500}.",
+    ),
     row("Injecting", "environment", "", "deployment.environment.name on every span, such as production."),
-    row("Injecting", "skip-inbound-ports", "", "Ports whose inbound connections are not captured, separated by commas."),
+    row(
+        "Injecting",
+        "skip-inbound-ports",
+        "",
+        "Ports whose inbound connections are not captured, separated by commas.",
+    ),
     row("Injecting", "skip-outbound-ports", "", "Ports to which outbound connections are not captured."),
     row("Injecting", "skip-outbound-cidrs", "", "Networks to which outbound connections are not captured."),
     row("Injecting", "cpu-request", "10m", "CPU that a sidecar asks for."),
-    row("Injecting", "cpu-limit", "2", "CPU that it may use. Both are always set, since a quota refuses pods without."),
+    row(
+        "Injecting",
+        "cpu-limit",
+        "2",
+        "CPU that it may use. Both are always set, since a quota refuses pods without.",
+    ),
     row("Injecting", "memory-request", "32Mi", "Memory that a sidecar asks for."),
     row("Injecting", "memory-limit", "256Mi", "Memory that it may use."),
-    row("Injecting", "listen-host", "0.0.0.0", "The address on which injected ports listen; [::] where pods have IPv6 only."),
-    row("Istio", "istio-way", "envoyfilter", "For namespaces of mode istio-wasm: envoyfilter (Istio 1.28 and newer) or wasmplugin."),
-    row("Istio", "wasm-url", "", "Where Istio's agents fetch the module: oci://registry.example.com/throughline-filter:0.1.0. Unset: istio-wasm is refused."),
+    row(
+        "Injecting",
+        "listen-host",
+        "0.0.0.0",
+        "The address on which injected ports listen; [::] where pods have IPv6 only.",
+    ),
+    row(
+        "Istio",
+        "istio-way",
+        "envoyfilter",
+        "For namespaces of mode istio-wasm: envoyfilter (Istio 1.28 and newer) or wasmplugin.",
+    ),
+    row(
+        "Istio",
+        "wasm-url",
+        "",
+        "Where Istio's agents fetch the module: oci://registry.example.com/throughline-filter:0.1.0. Unset: istio-wasm is refused.",
+    ),
     row("Process", "log-level", "info", "error, warn, info or debug: JSON lines on standard error."),
-    row("Process", "otel-exporter-otlp-endpoint", "", "The collector of the injector's own spans, by OTLP over HTTP: http://collector:4318. Unset: no spans are made."),
+    row(
+        "Process",
+        "otel-exporter-otlp-endpoint",
+        "",
+        "The collector of the injector's own spans, by OTLP over HTTP: http://collector:4318. Unset: no spans are made.",
+    ),
     row("Process", "otel-service-name", "throughline-injector", "The name of the injector on its own spans."),
-    row("Process", "otel-traces-sampler-arg", "1.0", "The ratio of admissions and rounds that are traced, from 0 to 1; a caller's decision is followed."),
+    row(
+        "Process",
+        "otel-traces-sampler-arg",
+        "1.0",
+        "The ratio of admissions and rounds that are traced, from 0 to 1; a caller's decision is followed.",
+    ),
     row("Process", "otel-sdk-disabled", "false", "true: no spans of its own."),
 ];
 
@@ -100,7 +235,9 @@ impl Mode {
 
     /// Reads an annotation.
     pub fn read(text: &str) -> Option<Self> {
-        [Mode::Sidecar, Mode::Reverse, Mode::EnvoyWasm, Mode::IstioWasm].into_iter().find(|mode| mode.name() == text)
+        [Mode::Sidecar, Mode::Reverse, Mode::EnvoyWasm, Mode::IstioWasm]
+            .into_iter()
+            .find(|mode| mode.name() == text)
     }
 
     /// As annotations and metrics say it.
@@ -256,19 +393,28 @@ pub struct Settings {
 
 /// Settings of sidecars that are the injector's business alone.
 pub const OURS: &[&str] = &[
-    "capture", "inbound-listen", "inbound-upstream", "outbound-listen", "outbound-anywhere", "admin-listen", "probes",
-    "otel-service-name", "otel-resource-attributes",
+    "capture",
+    "inbound-listen",
+    "inbound-upstream",
+    "outbound-listen",
+    "outbound-anywhere",
+    "admin-listen",
+    "probes",
+    "otel-service-name",
+    "otel-resource-attributes",
 ];
 
 /// Holds settings of the sidecar against `core`'s own table. `Err`: every mistake.
 pub fn check_sidecar(pairs: &[(String, String)]) -> Result<(), Vec<String>> {
     let mut mistakes: Vec<String> = Vec::new();
-    let (ours, others): (Vec<_>, Vec<_>) = pairs.iter().cloned().partition(|(key, _)| OURS.contains(&key.as_str()));
+    let (ours, others): (Vec<_>, Vec<_>) =
+        pairs.iter().cloned().partition(|(key, _)| OURS.contains(&key.as_str()));
     for (key, _) in ours {
         mistakes.push(format!("{key}: the injector sets it itself"));
     }
     let listener = [("inbound-listen", "127.0.0.1:1"), ("inbound-upstream", "127.0.0.1:2")];
-    let mut flags: Vec<(String, String)> = listener.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let mut flags: Vec<(String, String)> =
+        listener.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     flags.extend(others);
     if let Err(told) = Sidecar::resolve(&Sources { flags, ..Sources::default() }) {
         mistakes.extend(told.iter().map(|mistake| mistake.to_string().trim_start_matches("--").to_owned()));
@@ -284,7 +430,9 @@ pub fn sidecar_env(key: &str) -> Option<&'static str> {
 /// Ports, separated by commas.
 pub fn ports(text: &str) -> Result<Vec<u16>, String> {
     let one = |part: &str| part.parse::<u16>().ok().filter(|port| *port != 0);
-    listed(text).map(|part| one(part).ok_or_else(|| "want ports from 1 to 65535, separated by commas".to_owned())).collect()
+    listed(text)
+        .map(|part| one(part).ok_or_else(|| "want ports from 1 to 65535, separated by commas".to_owned()))
+        .collect()
 }
 
 /// Networks, separated by commas.
@@ -373,7 +521,8 @@ impl Reader<'_> {
 
 fn choice<T: Copy>(text: &str, all: &[(&str, T)]) -> Result<T, String> {
     let found = all.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
-    found.ok_or_else(|| format!("want {}", all.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" or ")))
+    found
+        .ok_or_else(|| format!("want {}", all.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" or ")))
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -415,7 +564,8 @@ impl Reader<'_> {
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let second = Duration::from_secs(1);
         let wasm_url = self.optional("wasm-url");
-        let disabled = self.value("otel-sdk-disabled", false, |text| choice(text, &[("true", true), ("false", false)]));
+        let disabled =
+            self.value("otel-sdk-disabled", false, |text| choice(text, &[("true", true), ("false", false)]));
         Settings {
             listen: self.value("listen", nowhere, address),
             admin_listen: self.value("admin-listen", nowhere, address),
@@ -446,7 +596,15 @@ impl Reader<'_> {
             wasm_url,
             log_level: self.value("log-level", crate::log::Level::Info, |text| {
                 use crate::log::Level;
-                choice(text, &[("error", Level::Error), ("warn", Level::Warn), ("info", Level::Info), ("debug", Level::Debug)])
+                choice(
+                    text,
+                    &[
+                        ("error", Level::Error),
+                        ("warn", Level::Warn),
+                        ("info", Level::Info),
+                        ("debug", Level::Debug),
+                    ],
+                )
             }),
             own_endpoint: self.optional("otel-exporter-otlp-endpoint").filter(|_| !disabled),
             own_service: self.text("otel-service-name"),
@@ -469,7 +627,8 @@ impl Reader<'_> {
             ("memory", &resources.memory_request, &resources.memory_limit),
         ] {
             if quantity::thousandths(request) > quantity::thousandths(limit) {
-                self.mistakes.push(format!("{what}-limit=\"{limit}\": want at least {what}-request, {request}"));
+                self.mistakes
+                    .push(format!("{what}-limit=\"{limit}\": want at least {what}-request, {request}"));
             }
         }
         let sidecar_settings = self.value("sidecar-settings", Vec::new(), |text| {
@@ -506,7 +665,11 @@ impl Reader<'_> {
             resources,
             listen_host: self.value("listen-host", String::new(), |text| {
                 let fits = format!("{text}:1").parse::<SocketAddr>().is_ok();
-                if fits { Ok(text.to_owned()) } else { Err("want an address such as 0.0.0.0 or [::]".to_owned()) }
+                if fits {
+                    Ok(text.to_owned())
+                } else {
+                    Err("want an address such as 0.0.0.0 or [::]".to_owned())
+                }
             }),
             istio,
         }
@@ -554,7 +717,8 @@ mod tests {
     use crate::names;
 
     fn read(flags: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
-        let flags: Vec<_> = flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let flags: Vec<_> =
+            flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         Settings::read(&flags, std::iter::empty())
     }
 

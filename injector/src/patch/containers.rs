@@ -29,7 +29,8 @@ pub(super) struct Make<'a> {
 impl Make<'_> {
     /// Writes the redirect, and ends.
     pub(super) fn rules(&self) -> Value {
-        let mut command = vec![PROXY.to_owned(), "init".to_owned(), "--proxy-uid".to_owned(), PROXY_UID.to_string()];
+        let mut command =
+            vec![PROXY.to_owned(), "init".to_owned(), "--proxy-uid".to_owned(), PROXY_UID.to_string()];
         let exclusions = &self.plan.options.exclusions;
         let ports = |ports: &[u16]| {
             let mut ports = ports.to_vec();
@@ -148,7 +149,10 @@ impl Make<'_> {
             set("restartPolicy", json!("Always"));
         } else {
             // A native sidecar is told to end after the containers; an ordinary one together with them.
-            set("lifecycle", json!({"preStop": {"exec": {"command": ["sleep", LINGER_SECONDS.to_string()]}}}));
+            set(
+                "lifecycle",
+                json!({"preStop": {"exec": {"command": ["sleep", LINGER_SECONDS.to_string()]}}}),
+            );
         }
         container
     }
@@ -180,7 +184,8 @@ impl Make<'_> {
 
     /// The admin port has no name where the pod uses that name already.
     pub(super) fn admin_port(&self) -> Value {
-        let taken = self.pod.all_containers().any(|container| container.named_port(ADMIN_PORT_NAME).is_some());
+        let taken =
+            self.pod.all_containers().any(|container| container.named_port(ADMIN_PORT_NAME).is_some());
         match taken {
             true => json!({"containerPort": ADMIN_PORT, "protocol": "TCP"}),
             false => json!({"containerPort": ADMIN_PORT, "name": ADMIN_PORT_NAME, "protocol": "TCP"}),

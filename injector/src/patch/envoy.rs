@@ -26,15 +26,20 @@ pub(super) fn container(make: &Make<'_>, probes: &[String]) -> Result<Value, Str
         .filter(|name| *name != "THROUGHLINE_DRAIN_TIMEOUT")
         .collect();
     let options = &make.plan.options;
-    let bootstrap =
-        bootstrap(&names, &options.otlp_endpoint, &options.otlp_protocol, &make.settings.listen_host, probes)?;
+    let bootstrap = bootstrap(
+        &names,
+        &options.otlp_endpoint,
+        &options.otlp_protocol,
+        &make.settings.listen_host,
+        probes,
+    )?;
     let mut container =
         make.long_running(ENVOY, &make.settings.envoy_image, vec![make.admin_port()], env.clone());
     let text = literal(&bootstrap.to_string());
     // Kubernetes puts the pod's and the node's address into the arguments.
-    let text = ["K8S_POD_IP", "K8S_NODE_IP"].iter().fold(text, |text, name| {
-        text.replace(&format!("$$({name})"), &format!("$({name})"))
-    });
+    let text = ["K8S_POD_IP", "K8S_NODE_IP"]
+        .iter()
+        .fold(text, |text, name| text.replace(&format!("$$({name})"), &format!("$({name})")));
     container.insert("command".to_owned(), json!(["envoy"]));
     container.insert(
         "args".to_owned(),
@@ -130,8 +135,7 @@ fn host_and_port(endpoint: &str) -> Option<(String, u16)> {
 /// `/livez`, `/readyz`, `/metrics` and `/probe/N` where the kubelet and Prometheus reach them, as the sidecar has
 /// them; the rest of Envoy's admin interface stays within the pod.
 fn admin_listener(host: &str, probes: usize) -> Value {
-    let manager =
-        "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    let manager = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
     let check = "type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck";
     // Answers by the health of the cluster, which Envoy checks all the time: 200 or 503.
     let mut filters: Vec<Value> = (0..probes)
@@ -147,9 +151,7 @@ fn admin_listener(host: &str, probes: usize) -> Value {
     filters.push(json!({"name": "envoy.filters.http.router", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
     }}));
-    let own = |path: &str, to: &str| {
-        json!({"match": {"path": path}, "route": {"cluster": "own-admin", "prefix_rewrite": to}})
-    };
+    let own = |path: &str, to: &str| json!({"match": {"path": path}, "route": {"cluster": "own-admin", "prefix_rewrite": to}});
     json!({
         "name": "admin",
         "address": {"socket_address": {"address": host, "port_value": ADMIN_PORT}},
@@ -244,7 +246,9 @@ mod tests {
 
     #[test]
     fn the_shipped_bootstrap_has_the_places_that_are_changed() {
-        let made = bootstrap(&["OTEL_SERVICE_NAME"], "http://a:1", "grpc", "0.0.0.0", &["tcp:5432".to_owned()]).unwrap();
+        let made =
+            bootstrap(&["OTEL_SERVICE_NAME"], "http://a:1", "grpc", "0.0.0.0", &["tcp:5432".to_owned()])
+                .unwrap();
         let text = made.to_string();
         assert_eq!(text.matches("host_env_keys").count(), 2, "both filters have the container's environment");
         assert!(!text.contains("my-service") && !text.contains("otel-collector"));

@@ -25,7 +25,8 @@ impl Identity {
         let workload = workload(pod, around);
         let main = main_container(pod);
         let label = |key: &str| pod.label(key).filter(|value| !value.is_empty());
-        let stated = |key: &str| pod.annotation(&format!("{RESOURCE}{key}")).filter(|value| !value.is_empty());
+        let stated =
+            |key: &str| pod.annotation(&format!("{RESOURCE}{key}")).filter(|value| !value.is_empty());
         let service = (plan.options.service_name.as_deref())
             .or_else(|| stated("service.name"))
             .or_else(|| label("app.kubernetes.io/instance"))
@@ -43,9 +44,8 @@ impl Identity {
             "service.instance.id",
             format!("{}.$(K8S_POD_NAME).{}", encoded(around.namespace), encoded(container)),
         );
-        let version = label("app.kubernetes.io/version").or_else(|| {
-            main.and_then(|container| text(container.raw, "/image")).and_then(tag)
-        });
+        let version = label("app.kubernetes.io/version")
+            .or_else(|| main.and_then(|container| text(container.raw, "/image")).and_then(tag));
         if let Some(version) = version {
             say("service.version", encoded(version));
         }
@@ -80,9 +80,7 @@ impl Identity {
 
     /// The variables that say it; the downward API's come first, as later ones refer to them.
     pub(super) fn variables(&self) -> Vec<Value> {
-        let field = |name: &str, path: &str| {
-            json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}})
-        };
+        let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
         let attributes: Vec<String> =
             self.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
         vec![
@@ -123,7 +121,9 @@ fn workload(pod: &Pod<'_>, around: &Around<'_>) -> Option<Owner> {
         }
         "Job" => match name.rsplit_once('-') {
             // Minutes since 1970 have eight digits until 2160; the CronJob controller of before 1.21 wrote seconds.
-            Some((cron, minute)) if matches!(minute.len(), 8 | 10) && minute.bytes().all(|b| b.is_ascii_digit()) => {
+            Some((cron, minute))
+                if matches!(minute.len(), 8 | 10) && minute.bytes().all(|b| b.is_ascii_digit()) =>
+            {
                 of("CronJob", cron)
             }
             _ => of("Job", name),

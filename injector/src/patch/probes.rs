@@ -31,7 +31,8 @@ pub(super) fn rewrite(
             if !plan.mode.redirects() {
                 continue;
             }
-            let Some((handler, question)) = question(&container, raw, &plan.options.exclusions.inbound_ports) else {
+            let Some((handler, question)) = question(&container, raw, &plan.options.exclusions.inbound_ports)
+            else {
                 continue;
             };
             let index = asked.iter().position(|known| *known == question).unwrap_or_else(|| {
@@ -43,7 +44,8 @@ pub(super) fn rewrite(
             edit.add(&format!("{pointer}/httpGet"), through)?;
         }
         // A hook that names the port that the sidecar takes over would look for it in its own container.
-        let moved = takeover.filter(|takeover| takeover.pointer.starts_with(&format!("{}/", container.pointer())));
+        let moved =
+            takeover.filter(|takeover| takeover.pointer.starts_with(&format!("{}/", container.pointer())));
         for hook in HOOKS.iter().filter(|_| moved.is_some()) {
             if let Some(raw) = container.raw.pointer(&format!("/{hook}")).filter(|raw| raw.is_object()) {
                 number(edit, &container, raw, &format!("{}/{hook}", container.pointer()), warnings)?;

@@ -55,7 +55,9 @@ pub(super) fn takeover(
     let chosen = match candidates.as_slice() {
         [] => None,
         [only] => Some(*only),
-        several => several.iter().copied().find(|port| port.name.starts_with("http")).or(several.first().copied()),
+        several => {
+            several.iter().copied().find(|port| port.name.starts_with("http")).or(several.first().copied())
+        }
     };
     let others: Vec<&str> = candidates
         .iter()
@@ -69,7 +71,10 @@ pub(super) fn takeover(
             others.join(", ")
         ));
     }
-    if chosen.is_none() && wanted.is_none() && pod.containers().any(|container| container.ports().next().is_some()) {
+    if chosen.is_none()
+        && wanted.is_none()
+        && pod.containers().any(|container| container.ports().next().is_some())
+    {
         warnings.push("throughline: mode reverse: no port has a name, so callers are not captured: name it, and use the name as targetPort".to_owned());
     }
     chosen.cloned()
@@ -139,7 +144,9 @@ pub(super) fn proxy_environment(
             continue;
         }
         let has = |names: &[&str]| {
-            items(container.raw, "/env").iter().any(|env| text(env, "/name").is_some_and(|name| names.contains(&name)))
+            items(container.raw, "/env")
+                .iter()
+                .any(|env| text(env, "/name").is_some_and(|name| names.contains(&name)))
         };
         if has(&["HTTP_PROXY", "http_proxy"]) {
             warnings.push(format!(

@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::json::{entry, text};
 use crate::names::{
-    ADMIN_PORT, ENVOY, INBOUND_PORT, INJECT, OTHER_MESHES, OUTBOUND_PORT, PROXY, PROXY_UID, RULES, SYSTEM_NAMESPACES,
+    ADMIN_PORT, ENVOY, INBOUND_PORT, INJECT, OTHER_MESHES, OUTBOUND_PORT, PROXY, PROXY_UID, RULES,
+    SYSTEM_NAMESPACES,
 };
 use crate::pod::Pod;
 use crate::settings::{Injecting, Mode};
@@ -139,11 +140,14 @@ enum Wanted {
 
 /// The pod's own word wins over its namespace's.
 fn wanted(raw: &Value, namespace: &Value) -> Result<Wanted, String> {
-    let of_pod = entry(raw, "/metadata/annotations", INJECT).or_else(|| entry(raw, "/metadata/labels", INJECT));
+    let of_pod =
+        entry(raw, "/metadata/annotations", INJECT).or_else(|| entry(raw, "/metadata/labels", INJECT));
     match of_pod {
         Some("disabled" | "false") => return Ok(Wanted::OptedOut),
         Some("enabled" | "true") => return Ok(Wanted::Yes),
-        Some(other) => return Err(format!("{INJECT}: \"{}\": want enabled or disabled", other.escape_debug())),
+        Some(other) => {
+            return Err(format!("{INJECT}: \"{}\": want enabled or disabled", other.escape_debug()));
+        }
         None => {}
     }
     Ok(match entry(namespace, "/metadata/labels", INJECT) {

@@ -110,10 +110,10 @@ pub(super) fn read(
         }
     }
     options.fit_resources(&asked, &mut mistakes);
-    if options.settings != settings.sidecar_settings {
-        if let Err(told) = settings::check_sidecar(&options.settings) {
-            mistakes.extend(told.iter().map(|mistake| format!("{SETTING}{mistake}")));
-        }
+    if options.settings != settings.sidecar_settings
+        && let Err(told) = settings::check_sidecar(&options.settings)
+    {
+        mistakes.extend(told.iter().map(|mistake| format!("{SETTING}{mistake}")));
     }
     if mistakes.is_empty() { Ok(options) } else { Err(mistakes) }
 }
@@ -189,7 +189,9 @@ impl Options {
     /// Kubernetes refuses a pod whose request is above its limit. What was not asked for follows what was.
     fn fit_resources(&mut self, asked: &Asked, mistakes: &mut Vec<String>) {
         let Resources { cpu_request, cpu_limit, memory_request, memory_limit } = &mut self.resources;
-        for (what, request, limit) in [("cpu", cpu_request, cpu_limit), ("memory", memory_request, memory_limit)] {
+        for (what, request, limit) in
+            [("cpu", cpu_request, cpu_limit), ("memory", memory_request, memory_limit)]
+        {
             if thousandths(request) <= thousandths(limit) {
                 continue;
             }
@@ -197,7 +199,9 @@ impl Options {
             match (said("request"), said("limit")) {
                 (true, false) => limit.clone_from(request),
                 (false, true) => request.clone_from(limit),
-                _ => mistakes.push(format!("{PREFIX}{what}-request: \"{request}\": want {limit} at the most, the limit")),
+                _ => mistakes.push(format!(
+                    "{PREFIX}{what}-request: \"{request}\": want {limit} at the most, the limit"
+                )),
             }
         }
     }

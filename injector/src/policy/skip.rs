@@ -77,7 +77,9 @@ impl Skip {
                 "a container runs as user 15100, the sidecar's: its traffic would pass by. Take another runAsUser, or throughline.dev/mode: reverse"
             }
             Skip::PortInUse(port) => {
-                return format!("a container has port {port}, which the sidecar needs: take another one there");
+                return format!(
+                    "a container has port {port}, which the sidecar needs: take another one there"
+                );
             }
             Skip::PodSecurity => {
                 "the namespace's Pod Security forbids the redirect (NET_ADMIN): throughline.dev/mode: reverse needs no privilege"
