@@ -36,8 +36,10 @@ pub struct Setting {
     pub default: &'static str,
     /// What it is for.
     pub help: &'static str,
-    check: Box<dyn Fn(&str) -> Result<(), String>>,
+    check: Check,
 }
+
+type Check = Box<dyn Fn(&str) -> Result<(), String>>;
 
 impl Setting {
     /// Whether a text could be its value; `Err` is what would be right.

@@ -109,12 +109,12 @@ capabilities:
 {{- define "throughline.senders" -}}
 - podSelector: {}
 - namespaceSelector:
-    matchLabels:
-      throughline.dev/inject: enabled
+    matchExpressions:
+    - {key: throughline.dev/inject, operator: In, values: [enabled, "true"]}
 - namespaceSelector: {}
   podSelector:
-    matchLabels:
-      throughline.dev/inject: enabled
+    matchExpressions:
+    - {key: throughline.dev/inject, operator: In, values: [enabled, "true"]}
 {{- range .Values.networkPolicy.sendFrom }}
 - namespaceSelector: {{- toYaml . | nindent 4 }}
 {{- end }}

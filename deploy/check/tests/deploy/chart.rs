@@ -48,10 +48,19 @@ sys.exit(1 if wrong else 0)
 fn a_wrong_value_is_refused_with_its_name_and_what_would_be_right() {
     let Some(helm) = helm() else { return };
     for (set, expected) in [
-        ("flow.settings.retention-hours=0", "flow.settings.retention-hours: Must be greater than or equal to 1"),
+        (
+            "flow.settings.retention-hours=0",
+            "flow.settings.retention-hours: Must be greater than or equal to 1",
+        ),
         ("sidecar.settings.mode=sometimes", r#"sidecar.settings.mode must be one of the following: "off""#),
-        ("sidecar.settings.otel-traces-sampler-arg=2", "otel-traces-sampler-arg: Must be less than or equal to 1"),
-        ("flow.settings.retention-hour=5", "flow.settings: Additional property retention-hour is not allowed"),
+        (
+            "sidecar.settings.otel-traces-sampler-arg=2",
+            "otel-traces-sampler-arg: Must be less than or equal to 1",
+        ),
+        (
+            "flow.settings.retention-hour=5",
+            "flow.settings: Additional property retention-hour is not allowed",
+        ),
         ("sidecar.settings.capture=reverse", "sidecar.settings: Additional property capture is not allowed"),
         ("injector.settings.mode=sidekick", r#"must be one of the following: "auto", "sidecar""#),
         ("injector.failurePolicy=Maybe", r#"must be one of the following: "Ignore", "Fail""#),
@@ -94,7 +103,8 @@ flow:
     std::fs::remove_file(&file).expect("a file");
     let objects = objects(&rendered.unwrap_or_else(|told| panic!("{told}")));
     let injector = variables(&objects, "Deployment");
-    let sidecar = injector.iter().find(|(name, _)| name == "THROUGHLINE_INJECTOR_SIDECAR_SETTINGS").expect("settings");
+    let sidecar =
+        injector.iter().find(|(name, _)| name == "THROUGHLINE_INJECTOR_SIDECAR_SETTINGS").expect("settings");
     let sidecar: Value = serde_json::from_str(&sidecar.1).expect("JSON");
     for (key, value) in [
         ("mode", "off"),
@@ -108,10 +118,14 @@ flow:
         assert_eq!(sidecar[key], value, "{key}");
     }
     let flow = variables(&objects, "StatefulSet");
-    let has = |name: &str, value: &str| flow.iter().any(|row| (row.0.as_str(), row.1.as_str()) == (name, value));
+    let has =
+        |name: &str, value: &str| flow.iter().any(|row| (row.0.as_str(), row.1.as_str()) == (name, value));
     assert!(has("THROUGHLINE_FLOW_DISK_BYTES_MAX", "17592186044416"), "{flow:?}");
     assert!(has("THROUGHLINE_FLOW_MEMORY_ONLY", "off"), "{flow:?}");
-    assert!(!flow.iter().any(|(name, _)| name == "THROUGHLINE_FLOW_OTLP_OPEN"), "taken away by null: {flow:?}");
+    assert!(
+        !flow.iter().any(|(name, _)| name == "THROUGHLINE_FLOW_OTLP_OPEN"),
+        "taken away by null: {flow:?}"
+    );
 }
 
 /// The names of objects follow the release, and what refers to them goes along.

@@ -27,7 +27,9 @@ fn drop_keys(value: &mut Value, keys: &[&str]) {
         Value::Object(object) => {
             object.retain(|key, _| !keys.contains(&key.as_str()));
             object.values_mut().for_each(|inner| drop_keys(inner, keys));
-            object.retain(|key, inner| !(["annotations", "labels"].contains(&key.as_str()) && inner == &json!({})));
+            object.retain(|key, inner| {
+                !(["annotations", "labels"].contains(&key.as_str()) && inner == &json!({}))
+            });
         }
         Value::Array(list) => list.iter_mut().for_each(|inner| drop_keys(inner, keys)),
         _ => {}
@@ -55,10 +57,9 @@ fn without_hashes(value: &mut Value) {
         Value::Object(object) => object.values_mut().for_each(without_hashes),
         Value::Array(list) => list.iter_mut().for_each(without_hashes),
         Value::String(text) => {
-            if let Some(hash) = text.strip_prefix("throughline-collector-") {
-                if hash.len() == 10 && hash.bytes().all(|b| b.is_ascii_alphanumeric()) {
-                    *text = "throughline-collector".to_owned();
-                }
+            let hash = text.strip_prefix("throughline-collector-").unwrap_or("");
+            if hash.len() == 10 && hash.bytes().all(|b| b.is_ascii_alphanumeric()) {
+                *text = "throughline-collector".to_owned();
             }
         }
         _ => {}
@@ -82,7 +83,10 @@ fn differences(path: &str, a: &Value, b: &Value, found: &mut Vec<String>) {
             }
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            a.iter().zip(b).enumerate().for_each(|(i, (a, b))| differences(&format!("{path}[{i}]"), a, b, found));
+            a.iter()
+                .zip(b)
+                .enumerate()
+                .for_each(|(i, (a, b))| differences(&format!("{path}[{i}]"), a, b, found));
         }
         (a, b) if a == b => {}
         (a, b) => found.push(format!("{path}: chart {a}, kustomize {b}")),
@@ -113,7 +117,9 @@ fn chart_and_kustomize_render_to_the_same_objects() {
         let chart = by_title(chart, &["Secret/throughline-flow-token"]);
         let mut plain = by_title(objects(&build(&kustomize, folder)), &["Namespace/throughline-system"]);
         // Backends are no part of the chart.
-        plain.retain(|title, _| !title.ends_with("/tempo") && !title.ends_with("/jaeger") && !is_backends(title));
+        plain.retain(|title, _| {
+            !title.ends_with("/tempo") && !title.ends_with("/jaeger") && !is_backends(title)
+        });
         let titles = |all: &BTreeMap<String, Value>| all.keys().cloned().collect::<Vec<_>>();
         assert_eq!(titles(&chart), titles(&plain), "{folder}");
         let mut found = Vec::new();

@@ -132,7 +132,8 @@ pub(crate) fn build(kustomize: &PathBuf, folder: &str) -> String {
 /// The objects of a rendered text.
 pub(crate) fn objects(text: &str) -> Vec<Value> {
     let documents = text.split("\n---").map(|one| one.trim_start_matches("---"));
-    let read = documents.map(|one| serde_yaml::from_str::<Value>(one).unwrap_or_else(|error| panic!("{error}: {one}")));
+    let read = documents
+        .map(|one| serde_yaml::from_str::<Value>(one).unwrap_or_else(|error| panic!("{error}: {one}")));
     read.filter(|object| !object.is_null()).collect()
 }
 
@@ -155,7 +156,7 @@ pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or("")
 }
 
-pub(crate) fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> {
+pub(crate) fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
     value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
 }
 

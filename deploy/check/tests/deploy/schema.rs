@@ -11,12 +11,16 @@ fn committed() -> Value {
 }
 
 fn values() -> Value {
-    serde_yaml::from_str(&std::fs::read_to_string(chart().join("values.yaml")).expect("values")).expect("YAML")
+    serde_yaml::from_str(&std::fs::read_to_string(chart().join("values.yaml")).expect("values"))
+        .expect("YAML")
 }
 
 #[test]
 fn the_committed_schema_is_what_the_tables_say() {
-    assert!(committed() == schema().expect("a schema"), "values.schema.json is out of date: run make reference");
+    assert!(
+        committed() == schema().expect("a schema"),
+        "values.schema.json is out of date: run make reference"
+    );
 }
 
 /// As the chart writes a value.
@@ -86,7 +90,10 @@ fn walk(values: &Value, schema: &Value, path: &str) {
     let Some(properties) = schema["properties"].as_object() else { return };
     let Some(values) = values.as_object() else { return };
     for name in properties.keys().filter(|name| *name != "global") {
-        assert!(values.contains_key(name) || path.ends_with("settings"), "{path}.{name} is not in values.yaml");
+        assert!(
+            values.contains_key(name) || path.ends_with("settings"),
+            "{path}.{name} is not in values.yaml"
+        );
     }
     for (name, value) in values {
         assert!(properties.contains_key(name), "{path}.{name} is not in the schema");

@@ -16,10 +16,20 @@ fn violations(template: &Value) -> Vec<String> {
     }
     for volume in list(spec, "/volumes") {
         let allowed = [
-            "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
+            "configMap",
+            "csi",
+            "downwardAPI",
+            "emptyDir",
+            "ephemeral",
+            "persistentVolumeClaim",
+            "projected",
+            "secret",
         ];
-        let kinds = volume.as_object().into_iter().flat_map(|volume| volume.keys()).filter(|key| *key != "name");
-        found.extend(kinds.filter(|kind| !allowed.contains(&kind.as_str())).map(|kind| format!("volume {kind}")));
+        let kinds =
+            volume.as_object().into_iter().flat_map(|volume| volume.keys()).filter(|key| *key != "name");
+        found.extend(
+            kinds.filter(|kind| !allowed.contains(&kind.as_str())).map(|kind| format!("volume {kind}")),
+        );
     }
     let pod = &spec["securityContext"];
     let containers = ["/containers", "/initContainers", "/ephemeralContainers"];
@@ -104,20 +114,23 @@ fn rights_are_the_least() {
         for object in &objects {
             if let Some(template) = pod(object) {
                 let token = template["spec"]["automountServiceAccountToken"].as_bool().expect("said openly");
-                let asks = ["throughline-injector", "throughline-collector"].contains(&text(object, "/metadata/name"));
+                let asks = ["throughline-injector", "throughline-collector"]
+                    .contains(&text(object, "/metadata/name"));
                 assert_eq!(token, asks, "{name}: {}", title(object));
             }
             for rule in list(object, "/rules") {
-                let all = ["/apiGroups", "/resources", "/verbs"].iter().flat_map(|part| list(rule, part));
-                assert!(all.clone().all(|one| one != "*"), "{name}: {rule}");
+                let mut all = ["/apiGroups", "/resources", "/verbs"].iter().flat_map(|part| list(rule, part));
+                assert!(all.all(|one| one != "*"), "{name}: {rule}");
                 let resources: Vec<&str> = list(rule, "/resources").filter_map(Value::as_str).collect();
-                let writes = list(rule, "/verbs").any(|verb| !["get", "list", "watch"].contains(&verb.as_str().unwrap_or("")));
+                let writes = list(rule, "/verbs")
+                    .any(|verb| !["get", "list", "watch"].contains(&verb.as_str().unwrap_or("")));
                 let secret = resources.contains(&"secrets");
                 let cluster = text(object, "/kind") == "ClusterRole";
                 assert!(!(secret && cluster), "{name}: secrets of every namespace: {rule}");
                 let named = rule.get("resourceNames").is_some();
                 let only_creates = list(rule, "/verbs").all(|verb| verb == "create");
-                let istio = list(rule, "/apiGroups").any(|group| group.as_str().is_some_and(|group| group.ends_with("istio.io")));
+                let istio = list(rule, "/apiGroups")
+                    .any(|group| group.as_str().is_some_and(|group| group.ends_with("istio.io")));
                 assert!(!writes || named || only_creates || istio, "{name}: writes without a name: {rule}");
             }
         }
