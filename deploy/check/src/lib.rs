@@ -158,6 +158,10 @@ fn narrow(setting: &Setting, want: &str) -> Value {
         [true, false].into_iter().filter(|boolean| meant(*boolean) && setting.takes(*boolean)).collect();
     if let Some(words) = choices(setting, want) {
         let mut all: Vec<Value> = words.into_iter().map(Value::String).collect();
+        let default = Value::String(setting.default.to_owned());
+        if !setting.default.is_empty() && !all.contains(&default) {
+            all.push(default);
+        }
         all.extend(booleans.into_iter().map(Value::Bool));
         all.push(Value::Null);
         return json!({"enum": all});

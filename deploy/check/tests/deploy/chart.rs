@@ -94,7 +94,7 @@ fn settings_arrive_as_they_were_written() {
     let written = "
 sidecar:
   settings: {mode: off, keep-slow: off, keep-errors: yes, otel-sdk-disabled: true, otel-traces-sampler-arg: 0.001,
-    routes: [/a/{id}, '/b'], event-body-limit: 67108864, otel-log-level: debug}
+    routes: ['/a/{id}', /b], event-body-limit: 67108864, otel-log-level: debug}
 flow:
   settings: {disk-bytes-max: 17592186044416, memory-only: off, otlp-open: null, retention-hours: 1}
 ";
