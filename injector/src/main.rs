@@ -20,7 +20,7 @@ Commands:
   check             name the running pods of labelled namespaces that are missing their sidecar; 1 if there are any
   inject -f FILE    print the manifests of FILE (- for standard input) with the sidecar in them, without a cluster;
                     --diff prints the changes instead. Comments of changed documents are lost
-  manifest          print the MutatingWebhookConfiguration that belongs to this version
+  manifest          print the MutatingWebhookConfiguration and the roles that belong to this version and settings
   help, --help      this text
   --version         the version
   --print-reference the tables of settings, annotations and metrics, in Markdown
@@ -53,8 +53,10 @@ fn command(arguments: Vec<String>) -> Result<ExitCode, Vec<String>> {
         "--version" | "version" => say(&format!("throughline-injector {VERSION}")),
         "--print-reference" => say(reference().trim_end()),
         "manifest" => {
-            let document = serde_yaml::to_string(&manifest::webhook(&settings(&rest)?));
-            say(document.map_err(|error| vec![error.to_string()])?.trim_end());
+            let settings = settings(&rest)?;
+            let all = std::iter::once(manifest::webhook(&settings)).chain(manifest::roles(&settings));
+            let all: Result<Vec<String>, _> = all.map(|one| serde_yaml::to_string(&one)).collect();
+            say(all.map_err(|error| vec![error.to_string()])?.join("---\n").trim_end());
         }
         "inject" => return inject(rest),
         "run" => {

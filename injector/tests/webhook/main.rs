@@ -1,0 +1,15 @@
+//! The shipped binary as API servers, strangers and operators meet it. The bench of admissions:
+//! `cargo test -p throughline-injector --test webhook --profile quick bench_of_admissions -- --ignored --nocapture`.
+
+#[cfg(test)]
+mod clients;
+#[cfg(test)]
+mod cluster;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod pages;
+#[cfg(test)]
+mod scenarios;
+#[cfg(test)]
+mod support;
