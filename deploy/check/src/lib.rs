@@ -22,6 +22,7 @@ pub const OF_THE_CHART: &[&str] = &[
     "identity",
     "kubeconfig",
     "sidecar-settings",
+    "wasm-url",
 ];
 /// The same of the flow server's.
 pub const OF_THE_CHART_FLOW: &[&str] = &["listen", "otlp-grpc", "otlp-http", "token-file", "data-dir"];

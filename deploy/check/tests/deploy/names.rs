@@ -281,69 +281,68 @@ fn whoever_gets_a_sidecar_may_send() {
     }
 }
 
-/// `/api/v1/namespaces/{namespace}/secrets/{name}` is about `secrets`.
-fn resource_of(template: &str) -> Option<(String, String)> {
-    let parts: Vec<&str> = template.split(['?', ' ']).next()?.trim_matches('/').split('/').collect();
-    let (group, rest) = match parts.as_slice() {
-        ["api", "v1", rest @ ..] => ("", rest),
-        ["apis", group, _version, rest @ ..] => (*group, rest),
-        _ => return None,
-    };
-    let rest = match rest {
-        ["namespaces", parameter, inner @ ..] if parameter.starts_with('{') && !inner.is_empty() => inner,
-        rest => rest,
-    };
-    rest.first().map(|resource| (group.to_owned(), (*resource).to_owned()))
-}
+/// Group, resource, names and verb.
+type Right = (String, String, Vec<String>, String);
 
-/// Texts of the injector's source that are paths of the API, tests aside.
-fn paths_in_the_source() -> BTreeSet<(String, String)> {
-    let mut found = BTreeSet::new();
-    let mut folders = vec![workspace().join("injector/src")];
-    let path = regex::Regex::new(r#""(/apis?/[a-z0-9./{}-]+)""#).expect("an expression");
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).expect("a folder") {
-            let entry = entry.expect("an entry").path();
-            if entry.is_dir() {
-                folders.push(entry);
-            } else if entry.extension().is_some_and(|ending| ending == "rs") {
-                let source = std::fs::read_to_string(&entry).expect("source");
-                let product = source.split("#[cfg(test)]").next().unwrap_or("");
-                found.extend(path.captures_iter(product).filter_map(|hit| resource_of(&hit[1])));
+fn rights<'a>(rules: impl Iterator<Item = &'a Value>) -> BTreeSet<Right> {
+    let texts = |rule: &Value, part: &str| -> Vec<String> {
+        list(rule, part).filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let mut all = BTreeSet::new();
+    for rule in rules {
+        for (group, resource) in texts(rule, "/apiGroups")
+            .iter()
+            .flat_map(|group| texts(rule, "/resources").into_iter().map(move |one| (group.clone(), one)))
+        {
+            for verb in texts(rule, "/verbs") {
+                all.insert((group.clone(), resource.clone(), texts(rule, "/resourceNames"), verb));
             }
         }
     }
-    found
+    all
 }
 
-/// What is granted and never asked for, or asked for and not granted, by the resources of the calls in the source.
+/// What is granted is what the injector's own list says, in the namespace and in the cluster.
 #[test]
 fn rights_are_those_that_the_injector_asks_for() {
-    let asked = paths_in_the_source();
-    assert!(asked.len() > 5, "{asked:?}");
+    let mut roles = 0;
     for (name, rendered) in everything() {
         let objects = objects(&rendered);
-        let rules = objects
-            .iter()
-            .filter(|one| title(one).ends_with("Role/throughline-injector"))
-            .flat_map(|one| list(one, "/rules"));
-        let mut granted = BTreeSet::new();
-        for rule in rules {
-            for group in list(rule, "/apiGroups").filter_map(Value::as_str) {
-                let resources = list(rule, "/resources").filter_map(Value::as_str);
-                granted.extend(resources.map(|resource| (group.to_owned(), resource.to_owned())));
+        let deployment = objects.iter().find(|one| title(one) == "Deployment/throughline-injector");
+        let Some(deployment) = deployment else { continue };
+        let env = variables(main_container(deployment).expect("a container"));
+        let settings = injecting::Settings::read(&[], env.into_iter()).expect("settings");
+        for asked in throughline_injector::manifest::roles(&settings) {
+            let found = objects.iter().find(|one| {
+                title(one) == title(&asked) && one["metadata"]["namespace"] == asked["metadata"]["namespace"]
+            });
+            let found = found.unwrap_or_else(|| panic!("{name}: {}", title(&asked)));
+            if asked.get("rules").is_none() {
+                assert_eq!(
+                    (&found["roleRef"], &found["subjects"]),
+                    (&asked["roleRef"], &asked["subjects"]),
+                    "{name}"
+                );
+                continue;
             }
+            // Of all ConfigMaps one name is changed, so the manifests grant no more.
+            let narrowed = |(group, resource, names, verb): Right| match (resource.as_str(), verb.as_str()) {
+                ("configmaps", "patch" | "delete") => {
+                    (group, resource, vec!["throughline-stats-tags".to_owned()], verb)
+                }
+                _ => (group, resource, names, verb),
+            };
+            let wanted: BTreeSet<Right> = rights(list(&asked, "/rules")).into_iter().map(narrowed).collect();
+            assert_eq!(rights(list(found, "/rules")), wanted, "{name}: {}", title(&asked));
+            roles += 1;
         }
-        if granted.is_empty() {
-            continue;
-        }
-        // Istio's objects, and the ConfigMap beside them, are named in a table of their own and granted where wanted.
-        if granted.iter().any(|(group, _)| group.ends_with("istio.io")) {
-            assert!(granted.remove(&(String::new(), "configmaps".to_owned())), "{name}");
-        }
-        let ordinary = |all: &BTreeSet<(String, String)>| {
-            all.iter().filter(|(group, _)| !group.ends_with("istio.io")).cloned().collect::<BTreeSet<_>>()
-        };
-        assert_eq!(ordinary(&granted), ordinary(&asked), "{name}: granted, and asked for");
     }
+    println!("{roles} roles");
+}
+
+/// The one ConfigMap that the mode istio-wasm brings along is called so.
+#[test]
+fn the_configmap_for_istio_has_the_name_that_is_granted() {
+    let text = std::fs::read_to_string(workspace().join("deploy/istio/stats-tags.yaml")).expect("a manifest");
+    assert!(text.contains("kind: ConfigMap") && text.contains("  name: throughline-stats-tags\n"));
 }

@@ -39,7 +39,6 @@ pub(crate) const VARIANTS: &[(&str, &[&str])] = &[
             "environment=production",
             "image.registry=registry.example.com/shop/",
             "image.pullSecrets={one}",
-            "injector.istio.enabled=true",
             "injector.istio.wasmUrl=oci://registry.example.com/filter:1",
             "injector.replicas=3",
             "injector.failurePolicy=Fail",
