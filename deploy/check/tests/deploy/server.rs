@@ -11,7 +11,7 @@ use throughline_tests::judges::skipped;
 use throughline_tests::pki::Folder;
 use throughline_tests::sidecar::workspace;
 
-use crate::render::{NAMESPACE, build, helm, kustomize, objects, template, text, title};
+use crate::render::{NAMESPACE, build, helm, kustomize, list, objects, template, text, title};
 
 const TOKEN: &str = "an-administrator-of-this-test-alone";
 /// A server on a busy machine takes its time.
@@ -85,6 +85,12 @@ impl Server {
                 "--unsafe-no-fsync".to_owned(),
             ],
         ));
+        folder.write(
+            "audit.yaml",
+            serde_json::json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+                "rules": [{"level": "Metadata"}]})
+            .to_string(),
+        );
         folder.write("tokens.csv", format!("{TOKEN},admin,admin,system:masters\n"));
         let key = Command::new("openssl").args(["genrsa", "-out", &path("sa.key"), "2048"]).output();
         assert!(key.is_ok_and(|output| output.status.success()), "openssl makes a key");
@@ -98,6 +104,8 @@ impl Server {
                 format!("--cert-dir={}", path("certs")),
                 format!("--token-auth-file={}", path("tokens.csv")),
                 "--authorization-mode=RBAC".to_owned(),
+                format!("--audit-policy-file={}", path("audit.yaml")),
+                format!("--audit-log-path={}", path("audit.log")),
                 "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
                 format!("--service-account-key-file={}", path("sa.key")),
                 format!("--service-account-signing-key-file={}", path("sa.key")),
@@ -241,6 +249,117 @@ fn rights(server: &Server) {
         let namespace = if namespace.is_empty() { "default" } else { namespace };
         let can = server.can(account, verb, what, namespace);
         assert_eq!(can, expected, "{account}: {verb} {what} in {namespace}");
+    }
+}
+
+/// The injector of this build, if it is built.
+fn injector() -> Option<PathBuf> {
+    let named = std::env::var_os("THROUGHLINE_INJECTOR_BIN").map(PathBuf::from);
+    let built =
+        ["quick", "debug"].map(|folder| workspace().join("target").join(folder).join("throughline-injector"));
+    let found = named.into_iter().chain(built).find(|path| path.is_file());
+    if found.is_none() {
+        skipped("no injector is built: cargo build -p throughline-injector, or THROUGHLINE_INJECTOR_BIN");
+    }
+    found
+}
+
+impl Server {
+    /// What a pod of this account would have.
+    fn kubeconfig(&self, account: &str) -> PathBuf {
+        let wish =
+            serde_json::json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+        let file = self.folder.write("wish.json", wish.to_string());
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token");
+        let answer = self.must(&["create", "--raw", &path, "-f", file.to_str().expect("UTF-8")]);
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "it",
+            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+            "clusters": [{"name": "it", "cluster": {"server": self.address, "insecure-skip-tls-verify": true}}],
+            "users": [{"name": "it", "user": {"token": text(&answer, "/status/token")}}]
+        });
+        self.folder.write("kubeconfig", config.to_string())
+    }
+
+    /// What an account asked for: verb, group, resource, and whether it may.
+    fn asked(&self, account: &str) -> Vec<(String, String, String, bool)> {
+        let user = format!("system:serviceaccount:{NAMESPACE}:{account}");
+        let log = std::fs::read_to_string(self.folder.file("audit.log")).unwrap_or_default();
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let own =
+            events.filter(|event| text(event, "/user/username") == user && event.get("objectRef").is_some());
+        own.map(|event| {
+            let part = |pointer: &str| text(&event, pointer).to_owned();
+            let may = text(&event, "/annotations/authorization.k8s.io~1decision") == "allow";
+            (part("/verb"), part("/objectRef/apiGroup"), part("/objectRef/resource"), may)
+        })
+        .collect()
+    }
+}
+
+#[test]
+fn the_injector_runs_with_the_rights_that_it_is_given() {
+    let (Some(kustomize), Some(program)) = (kustomize(), injector()) else { return };
+    let Some(server) = Server::start() else { return };
+    let base = known(objects(&build(&kustomize, "kubernetes/base")));
+    server.apply(&base, "base.json");
+    server.must(&["create", "namespace", "shop"]);
+    server.must(&["label", "namespace", "shop", "throughline.dev/inject=enabled"]);
+
+    let deployment =
+        base.iter().find(|one| title(one) == "Deployment/throughline-injector").expect("a Deployment");
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    let kubeconfig = server.kubeconfig("throughline-injector");
+    let log = std::fs::File::create(server.folder.file("injector.log")).expect("a log");
+    let mut command = Command::new(program);
+    command.args(list(container, "/args").filter_map(Value::as_str)).stdout(Stdio::null()).stderr(log);
+    let told = list(container, "/env").filter(|row| row.get("value").is_some());
+    command.envs(told.map(|row| (text(row, "/name"), text(row, "/value"))));
+    // Its own spans have nowhere to go here, and the ports of the pod may be somebody's.
+    command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT").env("THROUGHLINE_INJECTOR_IDENTITY", "one");
+    for (key, value) in [
+        ("kubeconfig", kubeconfig.to_str().expect("UTF-8")),
+        ("listen", "127.0.0.1:0"),
+        ("admin-listen", "127.0.0.1:0"),
+        ("sync-interval", "1s"),
+        ("reconcile-interval", "1s"),
+    ] {
+        command.arg(format!("--{key}")).arg(value);
+    }
+    let _injector = Process(command.spawn().expect("the injector starts"));
+
+    let all = [
+        ("get", "secrets"),
+        ("create", "secrets"),
+        ("get", "leases"),
+        ("create", "leases"),
+        ("update", "leases"),
+        ("get", "mutatingwebhookconfigurations"),
+        ("patch", "mutatingwebhookconfigurations"),
+        ("list", "namespaces"),
+        ("list", "nodes"),
+        ("list", "pods"),
+    ];
+    let began = Instant::now();
+    loop {
+        let asked = server.asked("throughline-injector");
+        let has = |wanted: &(&str, &str)| asked.iter().any(|one| (one.0.as_str(), one.2.as_str()) == *wanted);
+        let missing: Vec<_> = all.iter().filter(|wanted| !has(wanted)).collect();
+        if missing.is_empty() {
+            break;
+        }
+        let log = std::fs::read_to_string(server.folder.file("injector.log")).unwrap_or_default();
+        assert!(began.elapsed() < PATIENCE, "it never asked for {missing:?}: {log}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let refused: Vec<_> = server.asked("throughline-injector").into_iter().filter(|one| !one.3).collect();
+    // Its rounds look for Istio's objects also where no module is named, and then may not: that is no error of a right.
+    let of_istio = |group: &str, resource: &str| group.ends_with("istio.io") || resource == "configmaps";
+    let refused: Vec<_> = refused.into_iter().filter(|one| !of_istio(&one.1, &one.2)).collect();
+    assert_eq!(refused, Vec::new());
+    for hook in server.webhook()["webhooks"].as_array().expect("webhooks") {
+        assert!(!text(hook, "/clientConfig/caBundle").is_empty(), "{hook}");
     }
 }
 
