@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
 use crate::api::{Api, Failure};
 use crate::json::text;
@@ -22,12 +22,19 @@ use crate::telemetry::{Scope, Telemetry};
 
 /// How long what the API said of a namespace holds.
 const REMEMBERED: Duration = Duration::from_secs(3);
+/// How long it is used while the API does not answer: better a sidecar by what was known than none.
+const REMEMBERED_IN_NEED: Duration = Duration::from_secs(60);
 /// Namespaces that are remembered.
 const REMEMBERED_MAX: usize = 1024;
 /// Questions to the API that admissions ask at once.
 const QUESTIONS_MAX: usize = 8;
 /// How long an admission waits for the API.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of a pod from which on only one is parsed at a time: such a one takes a thread for long, and ten times
+/// its size. The others, and handshakes, go on meanwhile.
+const LARGE_BYTES: usize = 64 * 1024;
+/// How long a large pod waits for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Events that wait to be written.
 const EVENTS_MAX: usize = 100;
 
@@ -48,9 +55,9 @@ struct Remembered {
 }
 
 impl Remembered {
-    fn find(&self, key: &str) -> Option<Arc<Value>> {
+    fn find(&self, key: &str, age: Duration) -> Option<Arc<Value>> {
         let values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        values.get(key).filter(|(at, _)| at.elapsed() < REMEMBERED).map(|(_, value)| Arc::clone(value))
+        values.get(key).filter(|(at, _)| at.elapsed() < age).map(|(_, value)| Arc::clone(value))
     }
 
     fn keep(&self, key: &str, value: &Arc<Value>) {
@@ -77,6 +84,7 @@ pub struct Injector {
     namespaces: Remembered,
     services: Remembered,
     questions: Semaphore,
+    large: Semaphore,
     events: mpsc::Sender<Event>,
 }
 
@@ -104,6 +112,10 @@ impl Outcome {
             operations: Vec::new(),
             warnings,
         }
+    }
+
+    fn busy() -> Self {
+        Self::baffled("busy", "too many reviews at once")
     }
 
     fn injected(mode: Mode, patch: Patch) -> Self {
@@ -136,6 +148,7 @@ impl Injector {
             namespaces: Remembered::default(),
             services: Remembered::default(),
             questions: Semaphore::new(QUESTIONS_MAX),
+            large: Semaphore::new(1),
             events,
         };
         (Arc::new(injector), written)
@@ -278,6 +291,7 @@ impl Injector {
             own_namespace: &self.settings.namespace,
         };
         let plan = {
+            let Ok(_turn) = self.turn(request).await else { return Outcome::busy() };
             let scope = scope.child("decide");
             let pod: Value = match serde_json::from_str(request.object.get()) {
                 Ok(pod) => pod,
@@ -303,6 +317,7 @@ impl Injector {
             Mode::Sidecar | Mode::EnvoyWasm | Mode::IstioWasm => None,
         };
         let services = services.as_ref().and_then(|list| list.pointer("/items")?.as_array());
+        let Ok(_turn) = self.turn(request).await else { return Outcome::busy() };
         let scope = scope.child("build patch");
         let built = serde_json::from_str::<Value>(request.object.get())
             .map_err(|error| error.to_string())
@@ -324,6 +339,15 @@ impl Injector {
         }
     }
 
+    /// Waits until a pod of this size may be parsed. `Err`: it took too long.
+    async fn turn(&self, request: &Request) -> Result<Option<SemaphorePermit<'_>>, ()> {
+        if request.object.get().len() < LARGE_BYTES {
+            return Ok(None);
+        }
+        let turn = tokio::time::timeout(TURN_TIMEOUT, self.large.acquire()).await;
+        turn.ok().and_then(Result::ok).map(Some).ok_or(())
+    }
+
     async fn namespace(&self, scope: &Scope, name: &str) -> Result<Arc<Value>, Failure> {
         self.ask(scope, &self.namespaces, name, "/api/v1/namespaces/{name}", "name", "").await
     }
@@ -342,13 +366,13 @@ impl Injector {
         parameter: &str,
         query: &str,
     ) -> Result<Arc<Value>, Failure> {
-        if let Some(value) = remembered.find(key) {
+        if let Some(value) = remembered.find(key, REMEMBERED) {
             return Ok(value);
         }
         let asked = tokio::time::timeout(QUESTION_TIMEOUT, async {
             let _permit = self.questions.acquire().await;
             // Others may have asked the same while we waited.
-            if let Some(value) = remembered.find(key) {
+            if let Some(value) = remembered.find(key, REMEMBERED) {
                 return Ok(value);
             }
             let value = Arc::new(
@@ -357,6 +381,12 @@ impl Injector {
             remembered.keep(key, &value);
             Ok(value)
         });
-        asked.await.unwrap_or_else(|_| Err(Failure::Unreachable("it took more than 2 seconds".to_owned())))
+        let unreachable = |_| Err(Failure::Unreachable("it took more than 2 seconds".to_owned()));
+        match asked.await.unwrap_or_else(unreachable) {
+            Err(Failure::Unreachable(why)) => {
+                remembered.find(key, REMEMBERED_IN_NEED).ok_or(Failure::Unreachable(why))
+            }
+            answered => answered,
+        }
     }
 }

@@ -229,7 +229,8 @@ fn apply(document: &mut Yaml, operations: &[Value]) -> Result<(), String> {
             .get("value")
             .map(serde_yaml::to_value)
             .transpose()
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| error.to_string())?
+            .map(named_first);
         let fails = || format!("{op} {path} does not apply");
         let (parent, last) = path.rsplit_once('/').ok_or_else(fails)?;
         let unescaped = |part: &str| part.replace("~1", "/").replace("~0", "~");
@@ -257,6 +258,23 @@ fn apply(document: &mut Yaml, operations: &[Value]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What is added reads as people write it: names first.
+fn named_first(value: Yaml) -> Yaml {
+    match value {
+        Yaml::Mapping(map) => {
+            let (mut first, mut rest) = (serde_yaml::Mapping::new(), serde_yaml::Mapping::new());
+            for (key, value) in map {
+                let into = if key.as_str() == Some("name") { &mut first } else { &mut rest };
+                into.insert(key, named_first(value));
+            }
+            first.extend(rest);
+            Yaml::Mapping(first)
+        }
+        Yaml::Sequence(all) => Yaml::Sequence(all.into_iter().map(named_first).collect()),
+        other => other,
+    }
 }
 
 /// What was told, as lines.

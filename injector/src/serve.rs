@@ -34,7 +34,7 @@ pub const REVIEW_BYTES_MAX: usize = 4 << 20;
 const DRAINED_BYTES_MAX: usize = 64 << 20;
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 1024;
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a review waits to be read while too many others are.
@@ -254,19 +254,24 @@ async fn review(
     let permits = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
     let turn = tokio::time::timeout(TURN_TIMEOUT, budget.acquire_many(permits)).await;
     let keep = if turn.is_ok() { REVIEW_BYTES_MAX } else { 0 };
-    let read = match tokio::time::timeout(BODY_TIMEOUT, read(body, keep)).await {
-        Ok(read) => read,
-        Err(_) => return plain(StatusCode::REQUEST_TIMEOUT, "the review did not arrive within 10 seconds\n"),
-    };
-    let answer = match read {
-        Read::Whole(bytes) => injector.admit(&head.headers, &bytes).await,
-        Read::Prefix(prefix) if turn.is_err() => {
+    let mut kept = Vec::new();
+    let in_time = tokio::time::timeout(BODY_TIMEOUT, read(body, keep, &mut kept)).await;
+    let answer = match in_time.unwrap_or(Read::Slow) {
+        Read::Whole => injector.admit(&head.headers, &kept).await,
+        Read::Cut if turn.is_err() => {
             let why = "too many reviews at once";
-            injector.admit_unread(&prefix, "busy", why).ok_or_else(|| why.to_owned())
+            injector.admit_unread(&kept, "busy", why).ok_or_else(|| why.to_owned())
         }
-        Read::Prefix(prefix) => {
+        Read::Slow => {
+            let why = "the review did not arrive within 10 seconds";
+            match injector.admit_unread(&kept, "slow", why) {
+                Some(answer) => Ok(answer),
+                None => return plain(StatusCode::REQUEST_TIMEOUT, format!("{why}\n")),
+            }
+        }
+        Read::Cut => {
             let why = format!("the review is larger than {} MiB", REVIEW_BYTES_MAX >> 20);
-            match injector.admit_unread(&prefix, "too-large", &why) {
+            match injector.admit_unread(&kept, "too-large", &why) {
                 Some(answer) => Ok(answer),
                 None => return plain(StatusCode::PAYLOAD_TOO_LARGE, format!("{why}\n")),
             }
@@ -286,16 +291,17 @@ async fn review(
 }
 
 enum Read {
-    Whole(Vec<u8>),
-    /// It was longer than allowed; its first bytes.
-    Prefix(Vec<u8>),
+    Whole,
+    /// It was longer than allowed; its first bytes were kept.
+    Cut,
+    /// It was not all there in time.
+    Slow,
     Broken,
     Endless,
 }
 
 /// Reads up to `keep` bytes; of what is longer only the first bytes are kept, and the rest is thrown away.
-async fn read(mut body: Incoming, keep: usize) -> Read {
-    let mut kept: Vec<u8> = Vec::new();
+async fn read(mut body: Incoming, keep: usize, kept: &mut Vec<u8>) -> Read {
     let mut all = 0usize;
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return Read::Broken };
@@ -314,7 +320,7 @@ async fn read(mut body: Incoming, keep: usize) -> Read {
         kept.truncate(PREFIX_BYTES);
         kept.shrink_to_fit();
     }
-    if all <= keep { Read::Whole(kept) } else { Read::Prefix(kept) }
+    if all <= keep { Read::Whole } else { Read::Cut }
 }
 
 /// Binds a listener.

@@ -109,24 +109,26 @@ async fn whatever_comes_is_admitted_or_told_what_is_wanted() {
     assert!(warning(&answer).contains("is no name"), "{answer}");
     assert!(stage.fake.asked().iter().all(|asked| !asked.contains("..")));
 
+    // What is refused unread costs its connection.
+    let mut caller = stage.caller().await;
     let (status, body) = caller.send(posted("text/plain", review("u", "shop", POD))).await;
     assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     assert!(String::from_utf8_lossy(&body).contains("want an AdmissionReview as application/json"));
     for body in ["", "not JSON", "{}", r#"{"request":{}}"#, "[[[[[["] {
-        let (status, answer) = caller.review(body.to_owned()).await;
+        let (status, answer) = stage.caller().await.review(body.to_owned()).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
         assert!(answer.as_str().unwrap().contains("want an AdmissionReview"), "{answer}");
     }
     // Not even a review as a whole, but it has a uid: whoever waits for it gets a yes.
     let cut = review("u-cut", "shop", POD);
-    let (status, answer) = caller.review(cut[..cut.len() - 40].to_owned()).await;
+    let (status, answer) = stage.caller().await.review(cut[..cut.len() - 40].to_owned()).await;
     assert_eq!((status, &answer["response"]["uid"]), (StatusCode::OK, &json!("u-cut")));
 
     let get = Request::get("/mutate").header("host", "x").body(Full::new(Bytes::new())).unwrap();
-    assert_eq!(caller.send(get).await.0, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(stage.caller().await.send(get).await.0, StatusCode::METHOD_NOT_ALLOWED);
     let elsewhere = Request::post("/").header("host", "x").body(Full::new(Bytes::new())).unwrap();
-    assert_eq!(caller.send(elsewhere).await.0, StatusCode::NOT_FOUND);
-    let (_, answer) = caller.review(review("u-after", "shop", POD)).await;
+    assert_eq!(stage.caller().await.send(elsewhere).await.0, StatusCode::NOT_FOUND);
+    let (_, answer) = stage.caller().await.review(review("u-after", "shop", POD)).await;
     assert!(answer["response"].get("patch").is_some(), "it goes on as before");
 }
 
@@ -135,10 +137,10 @@ async fn five_hundred_reviews_at_once_are_answered_within_bounded_memory() {
     let stage = stage("many", &[]).await;
     let before = stage.injector.peak_kib();
     let trusted = trust(&stage.fake.authority());
-    // A megabyte of the kind that grows when it is parsed.
+    // 300 KB of the kind that grows when it is parsed: 150 MB in all.
     let pod = format!(
         r#"{{"metadata":{{"labels":{{"app":"web"}}}},"more":[{}0],"spec":{{"containers":[{{"name":"web","image":"web:1"}}]}}}}"#,
-        "[],".repeat(350_000)
+        "[],".repeat(100_000)
     );
     let body = Bytes::from(review("u-many", "shop", &pod));
     let mut all = tokio::task::JoinSet::new();
@@ -157,7 +159,13 @@ async fn five_hundred_reviews_at_once_are_answered_within_bounded_memory() {
         match answer["response"].get("patch") {
             Some(_) => injected += 1,
             None => {
-                assert!(warning(&answer).contains("too many reviews at once"), "{answer}");
+                // Why is said: its turn, the API's answer, or on a busy machine its bytes did not come in time.
+                let told = [
+                    "too many reviews at once",
+                    "it took more than 2 seconds",
+                    "did not arrive within 10 seconds",
+                ];
+                assert!(told.iter().any(|why| warning(&answer).contains(why)), "{answer}");
                 unread += 1;
             }
         }
@@ -165,7 +173,7 @@ async fn five_hundred_reviews_at_once_are_answered_within_bounded_memory() {
     let peak = stage.injector.peak_kib();
     println!("{injected} injected, {unread} admitted unread; memory rose from {before} to {peak} KiB");
     assert!(injected > 0);
-    assert!(peak < 400 * 1024, "{peak} KiB");
+    assert!(peak < 256 * 1024, "{peak} KiB");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,8 +227,8 @@ async fn an_admission_is_a_trace_of_its_steps_under_its_callers_context() {
     assert_eq!(
         children,
         [
-            ("K8s GET /api/v1/namespaces/{name}", Kind::Client),
             ("K8s GET /api/v1/namespaces/{namespace}/services", Kind::Client),
+            ("K8s GET /api/v1/namespaces/{name}", Kind::Client),
             ("build patch", Kind::Internal),
             ("decide", Kind::Internal),
             ("read review", Kind::Internal),

@@ -205,6 +205,7 @@ impl Caller {
     }
 
     pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> (StatusCode, Vec<u8>) {
+        self.sender.ready().await.unwrap();
         let answer = self.sender.send_request(request).await.unwrap();
         let status = answer.status();
         (status, answer.into_body().collect().await.unwrap().to_bytes().to_vec())
