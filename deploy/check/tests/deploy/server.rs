@@ -363,6 +363,74 @@ fn the_injector_runs_with_the_rights_that_it_is_given() {
     }
 }
 
+/// The chart's own way over a real upgrade: what the injector wrote stays, and so does the token that readers have.
+#[test]
+fn a_helm_upgrade_leaves_the_ca_and_the_token_alone() {
+    let Some(helm) = helm() else { return };
+    let Some(server) = Server::start() else { return };
+    let cluster = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "it",
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+        "clusters": [{"name": "it", "cluster": {"server": server.address, "insecure-skip-tls-verify": true}}],
+        "users": [{"name": "it", "user": {"token": TOKEN}}]
+    });
+    let kubeconfig = server.folder.write("admin", cluster.to_string());
+    // The chart asks for 1.25; this server is older, calls itself v0.0.0, and has all that is tried here.
+    let chart = server.folder.file("throughline");
+    let copied = Command::new("cp").arg("-r").arg(crate::render::chart()).arg(&chart).status();
+    assert!(copied.is_ok_and(|status| status.success()));
+    let about = std::fs::read_to_string(chart.join("Chart.yaml")).expect("a chart");
+    std::fs::write(chart.join("Chart.yaml"), about.replace(">=1.25.0-0", ">=0.0.0-0")).expect("a chart");
+    let run = |set: &str| {
+        let mut command = Command::new(&helm);
+        command
+            .args(["upgrade", "--install", "throughline"])
+            .arg(&chart)
+            .arg("--kubeconfig")
+            .arg(&kubeconfig);
+        command.args(["--namespace", NAMESPACE, "--create-namespace", "--disable-openapi-validation"]);
+        command.args(["--set", "injector.replicas=1", "--set", set]).env("HOME", server.folder.file("home"));
+        let output = command.output().expect("helm runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let token = || {
+        server.must(&[
+            "get",
+            "secret",
+            "throughline-flow-token",
+            "-n",
+            NAMESPACE,
+            "-o",
+            "jsonpath={.data.token}",
+        ])
+    };
+
+    let notes = run("injector.timeoutSeconds=5");
+    assert!(notes.contains("kubectl label namespace shop throughline.dev/inject=enabled"), "{notes}");
+    let first = token();
+    assert!(first.len() >= 64, "{first}");
+    for index in ["0", "1"] {
+        let patch =
+            format!(r#"[{{"op":"add","path":"/webhooks/{index}/clientConfig/caBundle","value":"Q0E="}}]"#);
+        server.must(&[
+            "patch",
+            "mutatingwebhookconfiguration",
+            "throughline-injector",
+            "--type=json",
+            "-p",
+            &patch,
+        ]);
+    }
+    run("injector.timeoutSeconds=7");
+    let webhook = server.webhook();
+    assert_eq!(webhook["webhooks"][1]["timeoutSeconds"], 7, "the upgrade came");
+    for hook in webhook["webhooks"].as_array().expect("webhooks") {
+        assert_eq!(hook["clientConfig"]["caBundle"], "Q0E=", "the authority stayed");
+    }
+    assert_eq!(token(), first, "the token stayed");
+}
+
 /// What the skips of this file say is missing is what the repository makes.
 #[test]
 fn the_api_server_is_made_by_a_script_of_the_repository() {
