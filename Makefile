@@ -66,9 +66,10 @@ bench-core: ## what an exchange and an edited event cost in core: time and alloc
 fmt: ## format the code
 	@cargo fmt --all
 
-reference: ## write docs/settings.md and docs/metrics.md from their tables
+reference: ## write docs/settings.md, docs/metrics.md and the chart's schema from their tables
 	@cargo run -q -p throughline-proxy -- --print-reference > docs/settings.md
 	@cargo run -q -p throughline-proxy -- --print-metrics > docs/metrics.md
+	@cargo run -q -p throughline-deploy > deploy/chart/throughline/values.schema.json
 
 clean: ## remove what was built
 	@cargo clean

@@ -3,11 +3,13 @@
 //! hands in what it found.
 
 mod filter;
+mod flow;
 mod otlp;
 mod source;
 mod value;
 
 pub use filter::{Direct, FILTER_ROWS, Filter};
+pub use flow::{FLOW_ROWS, Flow};
 pub use otlp::{Otlp, Signal};
 pub use source::{Found, Mistake, Sources};
 pub use value::{
@@ -50,6 +52,9 @@ pub struct Row {
     /// Whether a bad value in the environment only warns and takes the default, as the OpenTelemetry
     /// specification asks for numbers.
     pub lenient: bool,
+    /// Whether a text could be its value; `Err` is what would be right. The schema of the chart asks.
+    #[cfg(not(target_os = "wasi"))]
+    pub check: fn(&str) -> Result<(), Want>,
 }
 
 macro_rules! settings {
@@ -69,6 +74,11 @@ macro_rules! settings {
                 default: $default,
                 help: $crate::settings::shown($help),
                 lenient: $crate::settings::settings!(@lenient $($lenient)?),
+                #[cfg(not(target_os = "wasi"))]
+                check: |text| {
+                    let read: &dyn Fn(&str) -> Result<$type, $crate::settings::Want> = &$read;
+                    read(text).map(drop)
+                },
             }, )*)*
         ];
 
@@ -485,9 +495,13 @@ impl Settings {
 /// Help for a terminal: every row under its heading.
 #[must_use]
 pub fn help() -> String {
+    help_of(ROWS)
+}
+
+fn help_of(rows: &[Row]) -> String {
     let mut out = String::new();
     let mut section = "";
-    for row in ROWS {
+    for row in rows {
         if row.section != section {
             section = row.section;
             out.push_str(&format!("\n{section}:\n"));

@@ -1,0 +1,3 @@
+//! `throughline-flow`: settings in, listeners up, drain, down.
+
+fn main() {}
