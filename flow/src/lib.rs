@@ -1,4 +1,7 @@
 //! The flow server: OTLP in, traces kept, numbers added up as they arrive, questions answered.
 //! Must never answer by scanning spans what the numbers can answer, and never lose anything without counting it.
 
+pub mod engine;
 pub mod span;
+pub mod trace;
+pub mod wire;
