@@ -150,7 +150,9 @@ impl Assembled {
         let mut skews = vec![0_i64; self.spans.len()];
         for place in self.preorder() {
             let Some(parent) = self.parent_of(place) else { continue };
-            let (Some(span), Some(caller)) = (self.spans.get(place), self.spans.get(parent)) else { continue };
+            let (Some(span), Some(caller)) = (self.spans.get(place), self.spans.get(parent)) else {
+                continue;
+            };
             let inherited = skews.get(parent).copied().unwrap_or(0);
             let skew = match relation(caller, span) {
                 Relation::SameProcess => inherited,
@@ -310,7 +312,12 @@ pub fn number(span: &Span, key: &str) -> Option<i64> {
         Some(Value::Int(number)) => Some(*number),
         Some(Value::Text(text)) => text.parse().ok(),
         Some(
-            Value::Flag(_) | Value::Double(_) | Value::Bytes(_) | Value::List(_) | Value::Map(_) | Value::Empty,
+            Value::Flag(_)
+            | Value::Double(_)
+            | Value::Bytes(_)
+            | Value::List(_)
+            | Value::Map(_)
+            | Value::Empty,
         )
         | None => None,
     }
@@ -442,14 +449,18 @@ pub(crate) mod tests {
                     span(service, 1 + draw.below(20), draw.below(24), kind, from, to)
                 })
                 .collect();
-            let distinct: std::collections::BTreeSet<SpanId> = spans.iter().map(|span| span.span_id).collect();
+            let distinct: std::collections::BTreeSet<SpanId> =
+                spans.iter().map(|span| span.span_id).collect();
             let assembled = Assembled::new(spans.clone());
             assert_eq!(assembled.spans.len(), distinct.len());
             assert_eq!(assembled.duplicates + distinct.len(), spans.len());
             let mut order = assembled.preorder();
             for (at, place) in order.iter().enumerate() {
                 let parent = assembled.parent_of(*place);
-                assert!(parent.is_none_or(|parent| order[..at].contains(&parent)), "a parent before its child");
+                assert!(
+                    parent.is_none_or(|parent| order[..at].contains(&parent)),
+                    "a parent before its child"
+                );
             }
             order.sort_unstable();
             assert_eq!(order, (0..distinct.len()).collect::<Vec<_>>());

@@ -18,9 +18,8 @@ pub struct Piece {
 #[must_use]
 pub fn path(assembled: &Assembled) -> Vec<Piece> {
     let root = assembled.root().map(|root| root.span_id);
-    let place = assembled.roots.iter().find(|place| {
-        assembled.spans.get(**place).map(|span| span.span_id) == root
-    });
+    let place =
+        assembled.roots.iter().find(|place| assembled.spans.get(**place).map(|span| span.span_id) == root);
     place.map(|place| below(assembled, *place)).unwrap_or_default()
 }
 

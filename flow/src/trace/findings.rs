@@ -70,7 +70,9 @@ pub fn find(assembled: &Assembled) -> Vec<Finding> {
             }
         }
     }
-    found.sort_by(|one, other| (other.wasted_nanos, one.place, one.what).cmp(&(one.wasted_nanos, other.place, other.what)));
+    found.sort_by(|one, other| {
+        (other.wasted_nanos, one.place, one.what).cmp(&(one.wasted_nanos, other.place, other.what))
+    });
     found.truncate(FINDINGS_MAX);
     found
 }
@@ -104,7 +106,8 @@ pub fn destination(span: &Span) -> &str {
 /// Whether a call went wrong in a way that callers try again: no answer, or an answer from 500 on, or 429.
 #[must_use]
 pub fn failed(span: &Span) -> bool {
-    let status = number(span, attribute::HTTP_RESPONSE_STATUS_CODE).or_else(|| number(span, "http.status_code"));
+    let status =
+        number(span, attribute::HTTP_RESPONSE_STATUS_CODE).or_else(|| number(span, "http.status_code"));
     match status {
         Some(status) => status >= 500 || status == 429,
         None => span.status == Status::Error || !text(span, attribute::ERROR_TYPE).is_empty(),
@@ -243,9 +246,8 @@ mod tests {
 
     fn found(mut spans: Vec<Span>) -> Vec<(What, usize, u64, String)> {
         spans.push(span("web", 1, 0, Kind::Server, 0, 1000));
-        let of = |finding: Finding| {
-            (finding.what, finding.count, finding.wasted_nanos / 1_000_000, finding.text)
-        };
+        let of =
+            |finding: Finding| (finding.what, finding.count, finding.wasted_nanos / 1_000_000, finding.text);
         find(&Assembled::new(spans)).into_iter().map(of).collect()
     }
 

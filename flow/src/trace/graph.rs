@@ -1,12 +1,15 @@
 //! One trace as services and the calls between them. An asynchronous hop is an edge with its topic and its lag; what
 //! only the caller's span tells of is an edge too, and says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::assemble::{Assembled, Provenance, Relation, duration, number, relation, text};
 use super::findings::{destination, failed};
-use crate::span::{Kind, Span, Status};
+use crate::span::{Kind, Span, SpanId, Status};
 use throughline_core::names::attribute;
+
+/// Links out of one trace that are told.
+const ELSEWHERE_MAX: usize = 1000;
 
 /// What stands in a node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -117,16 +120,16 @@ pub struct Graph {
 #[must_use]
 pub fn draw(assembled: &Assembled) -> Graph {
     let mut drawing = Drawing::default();
+    let by_id = assembled.spans.iter().map(|span| (span.span_id, span)).collect();
     for (place, span) in assembled.spans.iter().enumerate() {
         drawing.service(span);
-        match assembled.parent_of(place).and_then(|parent| assembled.spans.get(parent)) {
-            Some(parent) => drawing.pair(assembled, place, parent, span),
-            None => {}
+        if let Some(parent) = assembled.parent_of(place).and_then(|parent| assembled.spans.get(parent)) {
+            drawing.pair(assembled, place, parent, span);
         }
         if !has_callee(assembled, place) {
             drawing.one_sided(span);
         }
-        drawing.links(assembled, place, span);
+        drawing.links(assembled, &by_id, place, span);
     }
     let mut edges: Vec<Edge> = drawing.edges.into_values().collect();
     edges.sort_by(|one, other| {
@@ -282,21 +285,26 @@ impl Drawing {
         edge.retries += u64::from(is_retry(span));
     }
 
-    fn links(&mut self, assembled: &Assembled, place: usize, span: &Span) {
+    fn links(&mut self, assembled: &Assembled, by_id: &HashMap<SpanId, &Span>, place: usize, span: &Span) {
         for link in &span.links {
             if link.trace_id != span.trace_id {
+                if self.elsewhere.len() >= ELSEWHERE_MAX {
+                    continue;
+                }
                 self.elsewhere.push(Elsewhere { place, trace_id: link.trace_id, span_id: link.span_id });
                 continue;
             }
-            let linked = assembled.spans.iter().find(|other| other.span_id == link.span_id);
+            let linked = by_id.get(&link.span_id).copied();
             let parent = assembled.parent_of(place).and_then(|parent| assembled.spans.get(parent));
-            let Some(linked) = linked.filter(|linked| parent.map(|parent| parent.span_id) != Some(linked.span_id))
+            let Some(linked) =
+                linked.filter(|linked| parent.map(|parent| parent.span_id) != Some(linked.span_id))
             else {
                 continue;
             };
             let (from, to) = (id_of(linked), id_of(span));
             if from != to {
-                let edge = self.edge((from, to, Provenance::Link, topic(linked, span)), span.start_unix_nanos);
+                let edge =
+                    self.edge((from, to, Provenance::Link, topic(linked, span)), span.start_unix_nanos);
                 edge.calls += 1;
                 edge.errors += u64::from(is_error(span));
             }
@@ -305,7 +313,8 @@ impl Drawing {
 }
 
 fn topic<'a>(sent: &'a Span, received: &'a Span) -> &'a str {
-    let topics = [text(sent, attribute::MESSAGING_DESTINATION), text(received, attribute::MESSAGING_DESTINATION)];
+    let topics =
+        [text(sent, attribute::MESSAGING_DESTINATION), text(received, attribute::MESSAGING_DESTINATION)];
     topics.into_iter().find(|topic| !topic.is_empty()).unwrap_or("")
 }
 
@@ -379,7 +388,8 @@ mod tests {
         );
         assert_eq!(edges(vec![call.clone()]), ["web inferred api.example.com 1 0  0"]);
         // The application's own SDK between two of ours: one edge.
-        let outer = with(span("web", 1, 0, Kind::Client, 5, 60), attribute::SERVER_ADDRESS, Value::Text("x".into()));
+        let outer =
+            with(span("web", 1, 0, Kind::Client, 5, 60), attribute::SERVER_ADDRESS, Value::Text("x".into()));
         let inner = Span { parent: Some(outer.span_id), ..call };
         assert_eq!(edges(vec![outer, inner]), ["web inferred api.example.com 1 0  0"]);
     }
