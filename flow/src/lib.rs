@@ -2,6 +2,13 @@
 //! Must never answer by scanning spans what the numbers can answer, and never lose anything without counting it.
 
 pub mod engine;
+pub mod fan_out;
+pub mod live;
+pub mod log;
+pub mod numbers;
+pub mod server;
+pub mod settings;
 pub mod span;
+pub mod times;
 pub mod trace;
 pub mod wire;
