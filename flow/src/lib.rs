@@ -10,5 +10,6 @@ pub mod server;
 pub mod settings;
 pub mod span;
 pub mod times;
+mod tls;
 pub mod trace;
 pub mod wire;

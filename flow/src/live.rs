@@ -145,8 +145,12 @@ struct ErrorEvent<'a> {
 /// A message of type `error` about what a reader sent.
 #[must_use]
 pub fn complaint(message: &str) -> String {
-    let data =
-        ErrorEvent { flow_id: None, operation_name: None, current_service: None, message: message.to_owned() };
+    let data = ErrorEvent {
+        flow_id: None,
+        operation_name: None,
+        current_service: None,
+        message: message.to_owned(),
+    };
     serde_json::to_string(&Message { kind: "error", data }).unwrap_or_default()
 }
 
@@ -201,7 +205,7 @@ impl Live {
         }
         let changed = self.take_changed();
         let learned = locked(&self.learned);
-        let told: Vec<Told> = changed.iter().map(|(id, flow)| Told::new(*id, flow, &learned)).collect();
+        let told: Vec<Told<'_>> = changed.iter().map(|(id, flow)| Told::new(*id, flow, &learned)).collect();
         drop(learned);
         readers.retain_mut(|reader| {
             let kept = tell_one(reader, &told, &self.counts);
@@ -323,7 +327,8 @@ impl<'a> Told<'a> {
     }
 
     fn fits(&self, filters: &Filters) -> bool {
-        let is = |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|wanted| wanted == value);
+        let is =
+            |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|wanted| wanted == value);
         is(&filters.operation, &self.flow.operation) && is(&filters.environment, &self.flow.environment)
     }
 
@@ -484,7 +489,10 @@ mod tests {
         pass(SETTLED_NANOS);
         live.tell();
         let told = drained(&mut from);
-        assert_eq!((&told[0]["type"], &told[0]["data"]["status"]), (&"flow_complete".into(), &"error".into()));
+        assert_eq!(
+            (&told[0]["type"], &told[0]["data"]["status"]),
+            (&"flow_complete".into(), &"error".into())
+        );
         come(&live, 7, "login", true, false);
         live.tell();
         assert_eq!(kinds(&mut from), [""; 0], "it is over");
@@ -527,10 +535,10 @@ mod tests {
     fn readers_see_what_they_asked_for() {
         let live = live();
         let filters = Filters { operation: Some("login".into()), environment: Some("production".into()) };
-        let (mut one, mut other) = (live.subscribe(filters.clone()), live.subscribe(Filters {
-            environment: Some("dev".into()),
-            ..filters
-        }));
+        let (mut one, mut other) = (
+            live.subscribe(filters.clone()),
+            live.subscribe(Filters { environment: Some("dev".into()), ..filters }),
+        );
         come(&live, 1, "login", true, false);
         come(&live, 2, "browse", true, false);
         live.tell();

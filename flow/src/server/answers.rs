@@ -554,9 +554,9 @@ fn shown(value: &Value, depth: usize) -> serde_json::Value {
             .map_or_else(|| serde_json::Value::String(number.to_string()), serde_json::Value::Number),
         Value::Bytes(bytes) => hex(bytes).into(),
         Value::List(list) => list.iter().map(|value| shown(value, deeper)).collect(),
-        Value::Map(pairs) => {
-            serde_json::Value::Object(pairs.iter().map(|(key, value)| (key.clone(), shown(value, deeper))).collect())
-        }
+        Value::Map(pairs) => serde_json::Value::Object(
+            pairs.iter().map(|(key, value)| (key.clone(), shown(value, deeper))).collect(),
+        ),
         Value::Empty => serde_json::Value::Null,
     }
 }

@@ -56,7 +56,9 @@ impl Refusal {
 
     pub(crate) fn detail(self) -> &'static str {
         match self {
-            Self::Token => "want the header Authorization: Bearer and the token of THROUGHLINE_FLOW_TOKEN_FILE",
+            Self::Token => {
+                "want the header Authorization: Bearer and the token of THROUGHLINE_FLOW_TOKEN_FILE"
+            }
             Self::Name => "without a token, want localhost or an address in Host",
         }
     }
@@ -101,7 +103,9 @@ impl Auth {
     fn knows(&self, headers: &HeaderMap) -> bool {
         let Some(file) = &self.file else { return false };
         let given = headers.get(header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
-        let Some(given) = given.and_then(|value| value.strip_prefix(b"Bearer ").or(value.strip_prefix(b"bearer "))) else {
+        let Some(given) =
+            given.and_then(|value| value.strip_prefix(b"Bearer ").or(value.strip_prefix(b"bearer ")))
+        else {
             return false;
         };
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,7 +152,10 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap()))
+            .collect()
     }
 
     fn at(address: &str) -> SocketAddr {
@@ -200,6 +207,8 @@ mod tests {
         let file = token_file("short", "short");
         assert!(Auth::new(file.to_str().unwrap(), false).err().unwrap().contains("it holds 5 bytes"));
         std::fs::remove_file(&file).unwrap();
-        assert!(Auth::new(file.to_str().unwrap(), false).err().unwrap().contains("THROUGHLINE_FLOW_TOKEN_FILE"));
+        assert!(
+            Auth::new(file.to_str().unwrap(), false).err().unwrap().contains("THROUGHLINE_FLOW_TOKEN_FILE")
+        );
     }
 }

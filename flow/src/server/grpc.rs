@@ -13,8 +13,8 @@ use super::auth::Refusal;
 use super::body::{Encoding, Unread, Whole};
 use super::listen::Body;
 use super::otlp::{
-    DEADLINE_EXCEEDED, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, RETRY_AFTER_SECONDS, UNAUTHENTICATED, UNAVAILABLE,
-    UNIMPLEMENTED, partial_success, status_message,
+    DEADLINE_EXCEEDED, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, RETRY_AFTER_SECONDS, UNAUTHENTICATED,
+    UNAVAILABLE, UNIMPLEMENTED, partial_success, status_message,
 };
 use super::{App, Signal};
 use crate::engine::Refused;
@@ -79,7 +79,10 @@ async fn call(app: &Arc<App>, request: Request<Incoming>) -> Result<Vec<u8>, Bad
     let (compressed, message) = unframed(&bytes)?;
     let encoding = if compressed { encoding } else { Encoding::Identity };
     if compressed && encoding == Encoding::Identity {
-        return Err(Bad::new(INVALID_ARGUMENT, "the message is compressed, and grpc-encoding does not say how"));
+        return Err(Bad::new(
+            INVALID_ARGUMENT,
+            "the message is compressed, and grpc-encoding does not say how",
+        ));
     }
     let read = bounds.decompress(Whole { bytes: message, share }, encoding);
     let Whole { bytes, share } = read.map_err(|unread| of_unread(app, unread))?;
@@ -88,9 +91,7 @@ async fn call(app: &Arc<App>, request: Request<Incoming>) -> Result<Vec<u8>, Bad
     match taken {
         Ok(accepted) => Ok(partial_success(&accepted)),
         Err(Refused::Malformed(why)) => Err(Bad::new(INVALID_ARGUMENT, why)),
-        Err(Refused::Busy) => {
-            Err(Bad { again: true, ..Bad::new(RESOURCE_EXHAUSTED, "the queues are full") })
-        }
+        Err(Refused::Busy) => Err(Bad { again: true, ..Bad::new(RESOURCE_EXHAUSTED, "the queues are full") }),
     }
 }
 
@@ -196,7 +197,10 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
-        let word = group.iter().enumerate().fold(0_u32, |word, (at, byte)| word | (u32::from(*byte) << (16 - 8 * at)));
+        let word = group
+            .iter()
+            .enumerate()
+            .fold(0_u32, |word, (at, byte)| word | (u32::from(*byte) << (16 - 8 * at)));
         for at in 0..=group.len() {
             let digit = (word >> (18 - 6 * at)) & 63;
             out.push(DIGITS.get(digit as usize).map_or('A', |digit| char::from(*digit)));

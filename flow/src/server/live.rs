@@ -45,7 +45,8 @@ pub(crate) fn answer(app: &Arc<App>, mut request: Request<Incoming>) -> Answer {
     if app.live.looking() >= app.live_max {
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many live views are open").answer();
     }
-    let Some(key) = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes())) else {
+    let Some(key) = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()))
+    else {
         return Problem::new(StatusCode::BAD_REQUEST, "want Sec-WebSocket-Key").answer();
     };
     let upgrade = hyper::upgrade::on(&mut request);
@@ -56,7 +57,8 @@ pub(crate) fn answer(app: &Arc<App>, mut request: Request<Incoming>) -> Answer {
             .max_message_size(Some(SENT_BYTES_MAX))
             .max_frame_size(Some(SENT_BYTES_MAX))
             .max_write_buffer_size(WRITE_BYTES_MAX);
-        let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+        let socket =
+            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
         serve(&app, socket).await;
     });
     let mut answer = with_body(StatusCode::SWITCHING_PROTOCOLS, "text/plain", "");
@@ -76,7 +78,10 @@ fn upgrade_wanted(headers: &HeaderMap) -> Result<(), Problem> {
         values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(wanted))
     };
     if !has(header::CONNECTION, "upgrade") || !has(header::UPGRADE, "websocket") {
-        return Err(Problem::new(StatusCode::UPGRADE_REQUIRED, "want a WebSocket: Connection: Upgrade, Upgrade: websocket"));
+        return Err(Problem::new(
+            StatusCode::UPGRADE_REQUIRED,
+            "want a WebSocket: Connection: Upgrade, Upgrade: websocket",
+        ));
     }
     if !has(header::SEC_WEBSOCKET_VERSION, "13") {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "want Sec-WebSocket-Version: 13"));
@@ -187,15 +192,25 @@ fn filters(text: &str) -> Result<Filters, String> {
     for (name, value) in asked {
         let value = match value {
             Value::Null => None,
-            Value::String(text) if text.len() <= FILTER_BYTES_MAX => Some(text.clone()).filter(|text| !text.is_empty()),
+            Value::String(text) if text.len() <= FILTER_BYTES_MAX => {
+                Some(text.clone()).filter(|text| !text.is_empty())
+            }
             Value::String(_) | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-                return Err(format!("filters.{}: want a string of {FILTER_BYTES_MAX} bytes at the most", short(name)));
+                return Err(format!(
+                    "filters.{}: want a string of {FILTER_BYTES_MAX} bytes at the most",
+                    short(name)
+                ));
             }
         };
         match name.as_str() {
             "operation" => filters.operation = value,
             "environment" => filters.environment = value,
-            other => return Err(format!("filters.{}: no such filter: want operation or environment", short(other))),
+            other => {
+                return Err(format!(
+                    "filters.{}: no such filter: want operation or environment",
+                    short(other)
+                ));
+            }
         }
     }
     Ok(filters)
@@ -211,7 +226,8 @@ mod tests {
 
     #[test]
     fn the_contracts_example_is_a_subscription_and_mistakes_are_named() {
-        let wanted = filters(r#"{"type":"subscribe","filters":{"operation":"login","environment":"production"}}"#);
+        let wanted =
+            filters(r#"{"type":"subscribe","filters":{"operation":"login","environment":"production"}}"#);
         let expected = Filters { operation: Some("login".into()), environment: Some("production".into()) };
         assert_eq!(wanted, Ok(expected));
         assert_eq!(filters(r#"{"type":"subscribe"}"#), Ok(Filters::default()));
@@ -236,7 +252,12 @@ mod tests {
             same_origin(&headers)
         };
         assert!(headers(None) && headers(Some("http://localhost:8090")));
-        for other in ["http://evil.example.com", "http://localhost:8091", "null", "http://localhost:8090.evil.example.com"] {
+        for other in [
+            "http://evil.example.com",
+            "http://localhost:8091",
+            "null",
+            "http://localhost:8090.evil.example.com",
+        ] {
             assert!(!headers(Some(other)), "{other}");
         }
     }

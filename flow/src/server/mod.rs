@@ -73,6 +73,14 @@ struct Counts {
     questions: AtomicU64,
 }
 
+/// Whether the files that the settings name can be read.
+///
+/// # Errors
+/// The setting that is wrong.
+pub fn check(settings: &Settings) -> Result<(), String> {
+    Auth::new(&settings.token_file, settings.otlp_open).map(|_| ())
+}
+
 /// Listeners that are bound.
 pub struct Bound {
     api: std::net::TcpListener,
@@ -95,15 +103,22 @@ impl Bound {
         };
         Ok(Self {
             api: bind("THROUGHLINE_FLOW_LISTEN", settings.listen)?,
-            grpc: settings.otlp_grpc.map(|address| bind("THROUGHLINE_FLOW_OTLP_GRPC", address)).transpose()?,
-            http: settings.otlp_http.map(|address| bind("THROUGHLINE_FLOW_OTLP_HTTP", address)).transpose()?,
+            grpc: settings
+                .otlp_grpc
+                .map(|address| bind("THROUGHLINE_FLOW_OTLP_GRPC", address))
+                .transpose()?,
+            http: settings
+                .otlp_http
+                .map(|address| bind("THROUGHLINE_FLOW_OTLP_HTTP", address))
+                .transpose()?,
         })
     }
 
     /// Where they listen, by name.
     #[must_use]
     pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
-        let all = [("api", Some(&self.api)), ("otlp_grpc", self.grpc.as_ref()), ("otlp_http", self.http.as_ref())];
+        let all =
+            [("api", Some(&self.api)), ("otlp_grpc", self.grpc.as_ref()), ("otlp_http", self.http.as_ref())];
         all.into_iter().filter_map(|(name, listener)| Some((name, listener?.local_addr().ok()?))).collect()
     }
 }
@@ -142,11 +157,8 @@ impl App {
     pub async fn serve(self: &Arc<Self>, bound: Bound, stop: watch::Receiver<bool>) -> std::io::Result<()> {
         let telling = tokio::spawn(tell(Arc::clone(self)));
         let mut accepting = tokio::task::JoinSet::new();
-        let listeners = [
-            (Speaks::Api, Some(bound.api)),
-            (Speaks::OtlpGrpc, bound.grpc),
-            (Speaks::OtlpHttp, bound.http),
-        ];
+        let listeners =
+            [(Speaks::Api, Some(bound.api)), (Speaks::OtlpGrpc, bound.grpc), (Speaks::OtlpHttp, bound.http)];
         for (speaks, listener) in listeners {
             let Some(listener) = listener else { continue };
             let listener = TcpListener::from_std(listener)?;
@@ -186,7 +198,12 @@ impl App {
         Ok(taken)
     }
 
-    async fn answer(self: &Arc<Self>, speaks: Speaks, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(
+        self: &Arc<Self>,
+        speaks: Speaks,
+        peer: SocketAddr,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
         match speaks {
             Speaks::OtlpGrpc => {
                 let allowed = self.auth.check(peer, request.headers(), Wish::Send);
@@ -228,6 +245,7 @@ impl App {
                 rest::answer(self, request.method(), rest, request.uri().query(), request.headers()).await
             }
             None if path == "/" => self.page().await,
+            None if path == "/style.css" => page::style(),
             None => Problem::not_found("no such page; see / and /api/v1/openapi.json").answer(),
         }
     }

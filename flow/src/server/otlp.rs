@@ -120,7 +120,8 @@ pub(crate) async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Answer
         "/v1/traces" => Signal::Traces,
         "/v1/metrics" => Signal::Metrics,
         "/v1/logs" | "/v1/profiles" | "/v1development/profiles" => {
-            let message = "this server takes spans and metrics (/v1/traces, /v1/metrics); switch this exporter off";
+            let message =
+                "this server takes spans and metrics (/v1/traces, /v1/metrics); switch this exporter off";
             let form = Form::of(&head.headers).unwrap_or(Form::Json);
             return Bad::new(StatusCode::NOT_FOUND, UNIMPLEMENTED, message).answer(form);
         }
@@ -137,7 +138,11 @@ pub(crate) async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Answer
     }
     let Some(form) = Form::of(&head.headers) else {
         let message = "want Content-Type: application/x-protobuf or application/json";
-        return refuse(app, Bad::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_ARGUMENT, message), Form::Json);
+        return refuse(
+            app,
+            Bad::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_ARGUMENT, message),
+            Form::Json,
+        );
     };
     let encoding = head.headers.get(header::CONTENT_ENCODING).map_or(Some(""), |value| value.to_str().ok());
     let Some(encoding) = encoding.and_then(Encoding::named) else {

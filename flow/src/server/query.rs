@@ -183,7 +183,11 @@ mod tests {
         wrong.map(|problem| problem.answer()).map_or(Vec::new(), |_| {
             let mut params = Params::read(Some(query), KNOWN, NOW);
             let _ = (params.interval(), params.page(), params.status());
-            params.wrong.iter().map(|wrong| format!("{}={}: {}", wrong.parameter, wrong.value, wrong.detail)).collect()
+            params
+                .wrong
+                .iter()
+                .map(|wrong| format!("{}={}: {}", wrong.parameter, wrong.value, wrong.detail))
+                .collect()
         })
     }
 
@@ -198,7 +202,10 @@ mod tests {
     fn all_mistakes_are_told_with_what_would_be_right() {
         let told = told("operatoin=x&page=0&status=bad&startTime=soon&operation=a&operation=b&endTime=%zz");
         assert_eq!(told.len(), 6, "{told:?}");
-        assert!(told.iter().any(|line| line.starts_with("operatoin=x: no such parameter: want one of operation,")));
+        assert!(
+            told.iter()
+                .any(|line| line.starts_with("operatoin=x: no such parameter: want one of operation,"))
+        );
         assert!(told.iter().any(|line| line == "page=0: want a whole number from 1 to 10000"));
         assert!(told.iter().any(|line| line == "status=bad: want success, error or timeout"));
         assert!(told.iter().any(|line| line.starts_with("startTime=soon: want a moment")));
@@ -208,7 +215,10 @@ mod tests {
     fn a_window_ends_now_and_is_an_hour_long_unless_said() {
         let mut params = Params::read(None, KNOWN, NOW);
         let window = params.window();
-        assert_eq!((window.end_unix_nanos, window.end_unix_nanos - window.start_unix_nanos), (NOW, WINDOW_NANOS));
+        assert_eq!(
+            (window.end_unix_nanos, window.end_unix_nanos - window.start_unix_nanos),
+            (NOW, WINDOW_NANOS)
+        );
         let mut params = Params::read(Some("startTime=now-5m&endTime=now-10m"), KNOWN, NOW);
         let _ = params.window();
         assert!(params.finish().is_err());

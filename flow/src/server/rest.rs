@@ -30,7 +30,13 @@ const AROUND_NANOS: u64 = 1_800_000_000_000;
 type Replied<T> = Result<T, Problem>;
 
 /// Answers a call under `/api/v1/`.
-pub(crate) async fn answer(app: &Arc<App>, method: &Method, path: &str, query: Option<&str>, headers: &HeaderMap) -> Answer {
+pub(crate) async fn answer(
+    app: &Arc<App>,
+    method: &Method,
+    path: &str,
+    query: Option<&str>,
+    headers: &HeaderMap,
+) -> Answer {
     if method != Method::GET && method != Method::HEAD {
         let mut answer = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "want GET").answer();
         answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -70,7 +76,8 @@ fn tagged(mut answer: Answer, headers: &HeaderMap) -> Answer {
     hasher.write(body);
     let tag = format!("\"{:016x}\"", hasher.finish());
     let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let same = known.split(',').any(|known| known.trim().trim_start_matches("W/") == tag || known.trim() == "*");
+    let same =
+        known.split(',').any(|known| known.trim().trim_start_matches("W/") == tag || known.trim() == "*");
     if same {
         let headers = std::mem::take(answer.headers_mut());
         answer = with_body(StatusCode::NOT_MODIFIED, "application/json", "");
@@ -88,8 +95,9 @@ fn tagged(mut answer: Answer, headers: &HeaderMap) -> Answer {
 struct Written(Bytes);
 
 fn json(body: &impl Serialize) -> Replied<Answer> {
-    let body = serde_json::to_vec(body)
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to write JSON: {error}")))?;
+    let body = serde_json::to_vec(body).map_err(|error| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to write JSON: {error}"))
+    })?;
     let body = Bytes::from(body);
     let mut answer = with_body(StatusCode::OK, "application/json", body.clone());
     answer.extensions_mut().insert(Written(body));
@@ -101,8 +109,18 @@ fn of_store(error: StoreError) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("the store can't be read: {why}"))
 }
 
-const OF_FLOWS: &[&str] =
-    &["operation", "startTime", "endTime", "environment", "status", "service", "namespace", "minDuration", "page", "pageSize"];
+const OF_FLOWS: &[&str] = &[
+    "operation",
+    "startTime",
+    "endTime",
+    "environment",
+    "status",
+    "service",
+    "namespace",
+    "minDuration",
+    "page",
+    "pageSize",
+];
 
 /// What lists of flows and traces may be asked for.
 fn found(app: &App, query: Option<&str>) -> Replied<(Found, super::query::Page)> {
@@ -139,7 +157,7 @@ fn traces(app: &App, query: Option<&str>) -> Replied<Answer> {
 
 /// Graphs of operations that one answer needs, each asked for once.
 #[derive(Default)]
-struct Graphs(HashMap<(String, String), numbers::Graph>);
+struct Graphs(HashMap<(String, String), Arc<numbers::Graph>>);
 
 impl Graphs {
     fn of(&mut self, app: &App, operation: &str, environment: &str, at_unix_nanos: u64) -> &numbers::Graph {
@@ -164,8 +182,7 @@ fn flows(app: &App, query: Option<&str>) -> Replied<Answer> {
     for summary in &found.traces {
         let spans = app.engine.trace(summary.trace_id).map_err(of_store)?.unwrap_or_default();
         let assembled = Assembled::new(spans);
-        let around =
-            graphs.of(app, &summary.operation, &summary.environment, summary.start_unix_nanos);
+        let around = graphs.of(app, &summary.operation, &summary.environment, summary.start_unix_nanos);
         let graph = joined(&graph::draw(&assembled), around);
         let trace_id = hex(&summary.trace_id);
         flows.push(answers::FlowInList {
@@ -215,7 +232,8 @@ fn joined(own: &graph::Graph, around: &numbers::Graph) -> answers::Graph {
         None => id.name.clone(),
     };
     let nodes = own.nodes.iter().map(|node| of_node(node, name(&node.id), known(&node.id))).collect();
-    let edges = own.edges.iter().map(|edge| of_edge(edge, name(&edge.from), name(&edge.to), around)).collect();
+    let edges =
+        own.edges.iter().map(|edge| of_edge(edge, name(&edge.from), name(&edge.to), around)).collect();
     answers::Graph { nodes, edges }
 }
 
@@ -255,7 +273,8 @@ fn of_node(node: &graph::Node, id: String, known: Option<&numbers::Node>) -> ans
                 p99_latency: avg_latency,
                 estimated: true,
             };
-            let status = if node.requests > 0 && node.errors == node.requests { "degraded" } else { "healthy" };
+            let status =
+                if node.requests > 0 && node.errors == node.requests { "degraded" } else { "healthy" };
             answers::FlowNode { id, kind, service, metrics, status, request_rate: None, own: Some(own) }
         }
     }
@@ -325,7 +344,10 @@ fn trace_id(text: &str) -> Replied<TraceId> {
     if right && id != [0; 16] {
         return Ok(id);
     }
-    Err(Problem::new(StatusCode::BAD_REQUEST, "the id in the path: want 32 hexadecimal digits, or flow- and 32 of them"))
+    Err(Problem::new(
+        StatusCode::BAD_REQUEST,
+        "the id in the path: want 32 hexadecimal digits, or flow- and 32 of them",
+    ))
 }
 
 /// A trace that was asked for by its id.
@@ -340,7 +362,10 @@ fn whole(app: &App, id: &str, query: Option<&str>) -> Replied<Whole> {
     let id = trace_id(id)?;
     let spans = app.engine.trace(id).map_err(of_store)?.filter(|spans| !spans.is_empty());
     let spans = spans.ok_or_else(|| {
-        Problem::not_found(format!("no spans of trace {} are kept: it never came, was not sampled, or is too old", hex(&id)))
+        Problem::not_found(format!(
+            "no spans of trace {} are kept: it never came, was not sampled, or is too old",
+            hex(&id)
+        ))
     })?;
     let assembled = Assembled::new(spans);
     let summary = summary(id, &assembled);
@@ -363,8 +388,11 @@ fn summary(id: TraceId, assembled: &Assembled) -> TraceSummary {
         true if root.is_some_and(timed_out) => Outcome::Timeout,
         true => Outcome::Error,
     };
-    let mut services: Vec<(String, String)> =
-        assembled.spans.iter().map(|span| (span.service.name.clone(), span.service.namespace.clone())).collect();
+    let mut services: Vec<(String, String)> = assembled
+        .spans
+        .iter()
+        .map(|span| (span.service.name.clone(), span.service.namespace.clone()))
+        .collect();
     services.sort();
     services.dedup();
     let environment = assembled.spans.iter().map(|span| span.service.environment.as_str());
@@ -401,7 +429,7 @@ fn examined(app: &App, assembled: &Assembled) -> Vec<Said> {
 /// Services whose requests are counted, looked up when somebody asks.
 struct Called<'a> {
     app: &'a App,
-    rows: std::cell::OnceCell<Vec<numbers::ServiceRow>>,
+    rows: std::cell::OnceCell<Arc<Vec<numbers::ServiceRow>>>,
 }
 
 impl<'a> Called<'a> {
@@ -416,7 +444,8 @@ impl<'a> Called<'a> {
             let window = Window { start_unix_nanos, end_unix_nanos };
             self.app.engine.numbers().services(&Filter::default(), window)
         });
-        rows.iter().any(|row| row.name == id.name && row.namespace == id.namespace && row.figures.requests > 0)
+        rows.iter()
+            .any(|row| row.name == id.name && row.namespace == id.namespace && row.figures.requests > 0)
     }
 }
 
@@ -492,7 +521,8 @@ fn trace(app: &App, id: &str, query: Option<&str>) -> Replied<Answer> {
         })
     });
     let critical_path = critical_path.collect();
-    let findings = findings::find(&assembled).into_iter().map(|found| of_finding(&assembled, found)).collect();
+    let findings =
+        findings::find(&assembled).into_iter().map(|found| of_finding(&assembled, found)).collect();
     let doctor = examined(app, &assembled).into_iter().map(|said| of_said(Some(&assembled), said)).collect();
     let said = |key: &str| {
         let text = assembled.spans.iter().map(|span| crate::trace::assemble::text(span, key));
@@ -563,9 +593,8 @@ fn operations(app: &App, query: Option<&str>) -> Replied<Answer> {
     let mut params = Params::read(query, &["environment", "startTime", "endTime"], app.now());
     let (window, environment) = (params.window(), params.text("environment"));
     params.finish()?;
-    let filter = Filter { environment: environment.as_deref(), ..Filter::default() };
-    let rows = app.engine.numbers().operations(&filter, window);
-    let operations = rows.into_iter().map(|row| answers::Operation {
+    let rows = app.engine.numbers().operations(environment.as_deref(), window);
+    let operations = rows.iter().map(|row| answers::Operation {
         count: row.figures.requests,
         error_rate: share(row.figures.error_rate()),
         avg_latency: ms(row.figures.avg_ms),
@@ -574,8 +603,8 @@ fn operations(app: &App, query: Option<&str>) -> Replied<Answer> {
         p99_latency: ms(row.figures.p99_ms),
         estimated: row.figures.estimated,
         last_seen: rfc3339(row.last_seen_unix_nanos),
-        name: row.name,
-        environment: row.environment,
+        name: row.name.clone(),
+        environment: row.environment.clone(),
     });
     json(&answers::Operations { operations: operations.collect() })
 }
@@ -584,8 +613,7 @@ fn stats(app: &App, name: &str, query: Option<&str>) -> Replied<Answer> {
     let mut params = Params::read(query, &["environment", "startTime", "endTime"], app.now());
     let (window, environment) = (params.window(), params.text("environment"));
     params.finish()?;
-    let filter =
-        Filter { environment: environment.as_deref(), operation: Some(name), ..Filter::default() };
+    let filter = Filter { environment: environment.as_deref(), operation: Some(name), ..Filter::default() };
     let stats = app.engine.numbers().stats(&filter, window).ok_or_else(|| unknown_operation(name))?;
     let figures = &stats.figures;
     json(&answers::OperationStats {
@@ -629,7 +657,10 @@ fn stats(app: &App, name: &str, query: Option<&str>) -> Replied<Answer> {
             errors: stats
                 .errors
                 .iter()
-                .map(|(error_type, count)| answers::ErrorShare { error_type: error_type.clone(), count: *count })
+                .map(|(error_type, count)| answers::ErrorShare {
+                    error_type: error_type.clone(),
+                    count: *count,
+                })
                 .collect(),
         },
     })
@@ -690,7 +721,8 @@ fn services(app: &App, query: Option<&str>) -> Replied<Answer> {
     params.finish()?;
     let filter = Filter { environment: environment.as_deref(), ..Filter::default() };
     let rows = app.engine.numbers().services(&filter, window);
-    let wanted = |row: &&numbers::ServiceRow| namespace.as_deref().is_none_or(|wanted| row.namespace == wanted);
+    let wanted =
+        |row: &&numbers::ServiceRow| namespace.as_deref().is_none_or(|wanted| row.namespace == wanted);
     let services = rows.iter().filter(wanted).map(|row| answers::ServiceInList {
         name: row.name.clone(),
         namespace: row.namespace.clone(),
@@ -712,9 +744,9 @@ fn service(app: &App, name: &str, query: Option<&str>) -> Replied<Answer> {
     params.finish()?;
     let filter = Filter { environment: environment.as_deref(), ..Filter::default() };
     let rows = app.engine.numbers().services(&filter, window);
-    let row = rows.into_iter().find(|row| {
-        row.name == name && namespace.as_deref().is_none_or(|wanted| row.namespace == wanted)
-    });
+    let row = rows
+        .iter()
+        .find(|row| row.name == name && namespace.as_deref().is_none_or(|wanted| row.namespace == wanted));
     let row = row.ok_or_else(|| {
         let name: String = name.chars().take(128).collect();
         Problem::not_found(format!("no service {name} was heard of in this time"))
@@ -744,13 +776,13 @@ fn service(app: &App, name: &str, query: Option<&str>) -> Replied<Answer> {
                 upstream: row.upstream.clone(),
                 downstream: row.downstream.clone(),
             },
-            metrics: metrics_of(&row),
+            metrics: metrics_of(row),
             status: row.health.as_str(),
             last_seen: rfc3339(row.last_seen_unix_nanos),
-            name: row.name,
-            namespace: row.namespace,
-            environment: row.environment,
-            version: row.version,
+            name: row.name.clone(),
+            namespace: row.namespace.clone(),
+            environment: row.environment.clone(),
+            version: row.version.clone(),
             doctor: verdicts,
             propagation: routes,
         },
@@ -776,9 +808,8 @@ fn all_services(app: &App, query: Option<&str>) -> Replied<Answer> {
 /// What sidecars count of the context by service and route, and verdicts of recent traces.
 fn prescriptions(app: &App, window: Window, filter: &Filter<'_>) -> Replied<answers::Doctor> {
     let mut services: Vec<answers::DoctorOfService> = Vec::new();
-    for told in app.engine.numbers().propagation(filter, window) {
-        services.push(of_propagation(&told));
-    }
+    let told = app.engine.numbers().propagation(filter, window);
+    services.extend(told.iter().map(of_propagation));
     let query = TraceQuery {
         service: filter.service.map(str::to_owned),
         namespace: filter.namespace.map(str::to_owned),
@@ -809,7 +840,12 @@ fn prescriptions(app: &App, window: Window, filter: &Filter<'_>) -> Replied<answ
 }
 
 /// A verdict of a trace, at the service that it is about.
-fn add(services: &mut Vec<answers::DoctorOfService>, assembled: &Assembled, said: Said, summary: &TraceSummary) {
+fn add(
+    services: &mut Vec<answers::DoctorOfService>,
+    assembled: &Assembled,
+    said: Said,
+    summary: &TraceSummary,
+) {
     let about = match said.verdict {
         Verdict::AppDropped | Verdict::AppRestarted => said.hop.from.clone(),
         Verdict::NotInjected | Verdict::SampledOut | Verdict::AsyncUnlinked | Verdict::Late => {
@@ -837,7 +873,8 @@ fn add(services: &mut Vec<answers::DoctorOfService>, assembled: &Assembled, said
     let said = of_said(Some(assembled), said);
     let same = service.verdicts.iter_mut().find(|known| {
         known.verdict == said.verdict
-            && (&known.hop.from, &known.hop.to, &known.hop.route) == (&said.hop.from, &said.hop.to, &said.hop.route)
+            && (&known.hop.from, &known.hop.to, &known.hop.route)
+                == (&said.hop.from, &said.hop.to, &said.hop.route)
     });
     match same {
         Some(known) => known.count = Some(known.count.unwrap_or(1) + 1),
