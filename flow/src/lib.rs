@@ -3,4 +3,5 @@
 
 pub mod engine;
 pub mod span;
+pub mod store;
 pub mod wire;

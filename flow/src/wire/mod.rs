@@ -2,5 +2,7 @@
 //! somebody asks. Must never panic, whatever the bytes, nor take more memory than they do many times over.
 
 pub mod proto;
+pub mod walk;
+pub mod whole;
 
 pub use proto::Malformed;
