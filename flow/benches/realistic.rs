@@ -296,7 +296,7 @@ impl Traffic {
         waiting.1 += 1;
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of a span")]
+    #[expect(clippy::too_many_arguments, reason = "the parts of a span")]
     fn span(
         &self,
         operation: usize,

@@ -75,10 +75,10 @@ pub(super) fn put_text(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 /// Compresses parts; keeps what it needs for that.
-pub(super) struct Packer(zstd::bulk::Compressor<'static>);
+pub(crate) struct Packer(zstd::bulk::Compressor<'static>);
 
 impl Packer {
-    pub(super) fn new(level: i32) -> std::io::Result<Self> {
+    pub(crate) fn new(level: i32) -> std::io::Result<Self> {
         Ok(Self(zstd::bulk::Compressor::new(level)?))
     }
 

@@ -236,6 +236,11 @@ impl Filter {
         Self(vec![0; lines * 8].into())
     }
 
+    /// Says yes to all.
+    pub(super) fn all() -> Self {
+        Self(vec![u64::MAX; 8].into())
+    }
+
     pub(super) fn of_bytes(bytes: &[u8]) -> Option<Self> {
         let (words, rest) = bytes.as_chunks::<8>();
         (rest.is_empty() && !words.is_empty() && words.len().is_multiple_of(8))

@@ -3,8 +3,18 @@
 
 mod block;
 mod bytes;
+mod catalogue;
+mod file;
 mod index;
+mod keeper;
+mod search;
 mod shape;
+mod shelf;
 mod staging;
 
 pub use bytes::Damaged;
+pub(crate) use bytes::Packer;
+pub use file::{FILE, MinuteRow};
+pub(crate) use keeper::{Keeper, LEVEL};
+pub(crate) use shelf::Shelf;
+pub(crate) use staging::Sent;

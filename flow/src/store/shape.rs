@@ -21,11 +21,6 @@ pub(super) enum Form {
 
 impl Form {
     pub(super) const ALL: [Self; 5] = [Self::Text, Self::Int, Self::Double, Self::Flag, Self::Other];
-
-    /// Whether values are numbers of entries in a dictionary.
-    pub(super) fn in_dictionary(self) -> bool {
-        matches!(self, Self::Text | Self::Other)
-    }
 }
 
 /// Which values stand together.

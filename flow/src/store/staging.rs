@@ -11,7 +11,7 @@ use crate::wire::walk::{Any, Slot, Slots};
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hasher};
 
 /// Shapes of a block; a span of one more is kept whole.
 const SHAPES_MAX: usize = 4096;
@@ -21,7 +21,7 @@ const NONE: u32 = u32::MAX;
 
 /// The pieces of one span, in their order. Used again for each span of a message.
 #[derive(Debug, Default)]
-pub(super) struct Pieces<'a> {
+pub(crate) struct Pieces<'a> {
     slots: Vec<Slot<'a>>,
     irregular: bool,
 }
@@ -156,11 +156,7 @@ impl Staging {
     /// The number of a sender.
     pub(super) fn sender(&mut self, sender: &Sender<'_>) -> u32 {
         let parts = [sender.resource, sender.resource_schema, sender.scope, sender.scope_schema];
-        let hash_of = |parts: [&[u8]; 4]| {
-            let mut hasher = self.hash.build_hasher();
-            parts.hash(&mut hasher);
-            hasher.finish()
-        };
+        let hash_of = |parts: [&[u8]; 4]| self.hash.hash_one(parts);
         let parts_of = |origin: &Origin| -> u64 {
             hash_of([&origin.resource, &origin.resource_schema, &origin.scope, &origin.scope_schema])
         };
@@ -533,11 +529,11 @@ impl Staging {
 
 /// Who sent a span, as the messages came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Sent<'a> {
-    pub(super) resource: &'a [u8],
-    pub(super) resource_schema: &'a [u8],
-    pub(super) scope: &'a [u8],
-    pub(super) scope_schema: &'a [u8],
+pub(crate) struct Sent<'a> {
+    pub(crate) resource: &'a [u8],
+    pub(crate) resource_schema: &'a [u8],
+    pub(crate) scope: &'a [u8],
+    pub(crate) scope_schema: &'a [u8],
 }
 
 /// Values of a column, while its block is sealed.
@@ -935,13 +931,7 @@ impl<'i> Parents<'i> {
 
 #[cfg(test)]
 #[path = "../../benches/realistic.rs"]
-#[expect(
-    dead_code,
-    clippy::indexing_slicing,
-    unreachable_pub,
-    missing_docs,
-    reason = "shared with the bench"
-)]
+#[expect(dead_code, unreachable_pub, reason = "shared with the bench")]
 mod realistic;
 
 #[cfg(test)]
