@@ -9,6 +9,7 @@ pub mod numbers;
 pub mod server;
 pub mod settings;
 pub mod span;
+pub mod store;
 pub mod times;
 mod tls;
 pub mod trace;

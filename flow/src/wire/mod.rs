@@ -3,5 +3,7 @@
 
 pub mod json;
 pub mod proto;
+pub mod walk;
+pub mod whole;
 
 pub use proto::Malformed;
