@@ -116,6 +116,8 @@ pub struct Known<'a> {
     pub resends: u32,
     /// `server.address`.
     pub server_address: &'a [u8],
+    /// `server.port`; 0 where there is none.
+    pub server_port: u16,
     /// `throughline.peer.service`, else `peer.service`.
     pub peer_service: &'a [u8],
     /// `throughline.peer.namespace`.
