@@ -1,8 +1,8 @@
 //! What a span costs the engine, within the process: CPU and wall, bytes in memory and on disk, a trace by id, a list.
-//! Spans are those of `realistic.rs`. `make bench-flow`; numbers after the name: spans, runs.
-#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing, reason = "a bench")]
+//! Spans are those of `realistic/`. `make bench-flow`; numbers after the name: spans, runs.
+#![expect(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a bench")]
 
-#[allow(dead_code, unreachable_pub, reason = "shared with tests")]
+#[expect(dead_code, unreachable_pub, reason = "shared with tests")]
 mod realistic;
 
 use bytes::Bytes;
@@ -92,9 +92,11 @@ fn main() {
                         String::new()
                     }
                 );
-                questions(&engine, &ids, name);
+                if std::env::var_os("INGEST_ONLY").is_none() {
+                    questions(&engine, &ids, name);
+                }
                 engine.close();
-                if on_disk {
+                if on_disk && std::env::var_os("INGEST_ONLY").is_none() {
                     let options =
                         Options { memory_bytes_max: 0, data_dir: Some(folder.clone()), ..Options::default() };
                     let began = Instant::now();

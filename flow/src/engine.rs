@@ -1,6 +1,7 @@
 //! What calls what: messages come in, are dealt out to shards by trace id, and each shard adds up, shows and stores.
 //! Must never wait for long with a message in hand, and never lose a span without counting it.
 
+use crate::numbers::{self, Numbers};
 use crate::span::{Incoming, Kind, Sender, Span, SpanId, TraceId};
 use crate::store::{Keeper, LEVEL, Packer, Sent, Shelf};
 use crate::wire::Malformed;
@@ -34,8 +35,15 @@ pub struct Options {
     pub keep_for: Duration,
     /// The longest a span is held before it is written.
     pub commit_after: Duration,
+    /// How the numbers are kept. Their shards are the engine's, and they are stored when there is a file.
+    pub numbers: numbers::Options,
     /// Takes sentences about what goes wrong, seldom.
     pub log: Log,
+}
+
+/// A number that nobody outside can guess.
+fn random() -> u64 {
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u64)
 }
 
 /// Takes sentences.
@@ -65,6 +73,7 @@ impl Default for Options {
             disk_bytes_max: 10 << 30,
             keep_for: Duration::from_hours(7 * 24),
             commit_after: Duration::from_millis(800),
+            numbers: numbers::Options { seed: random(), ..numbers::Options::default() },
             log: Log::default(),
         }
     }
@@ -375,12 +384,14 @@ impl Engine {
     /// # Errors
     /// When the file can't be used, or a thread can't be started.
     pub fn open(
-        options: Options,
+        mut options: Options,
         clock: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Result<Self, OpenError> {
         let clock: Arc<dyn Fn() -> u64 + Send + Sync> = Arc::new(clock);
-        let keeper = Keeper::open(&options, Arc::clone(&clock))?;
         let shards = options.shards.clamp(1, 64);
+        options.numbers.shards = shards;
+        options.numbers.keep_for = options.keep_for;
+        let keeper = Keeper::open(&options, Arc::clone(&clock))?;
         let shared = Arc::new(Shared {
             keeper,
             shards: (0..shards).map(|_| Shard::default()).collect(),
@@ -457,6 +468,31 @@ impl Engine {
             }
         }
         Ok(Accepted { taken, rejected, why: why.map(|why| why.as_str().into()) })
+    }
+
+    /// Takes an `ExportMetricsServiceRequest` in protobuf.
+    ///
+    /// # Errors
+    /// When the message is wrong; then nothing of it was counted.
+    pub fn metrics(&self, body: &[u8]) -> Result<Accepted, Refused> {
+        let shared = &self.inner.shared;
+        match shared.keeper.numbers().metrics(body, (shared.clock)()) {
+            Ok(taken) => Ok(Accepted {
+                taken: taken.points.saturating_sub(taken.rejected),
+                rejected: taken.rejected,
+                why: (taken.rejected > 0).then(|| "data points that make no sense, or found no place".into()),
+            }),
+            Err(error) => {
+                shared.metrics_refused.fetch_add(1, Ordering::Relaxed);
+                Err(Refused::Malformed(error.to_string()))
+            }
+        }
+    }
+
+    /// What was counted: its own lock, its own questions.
+    #[must_use]
+    pub fn numbers(&self) -> &Numbers {
+        self.inner.shared.keeper.numbers()
     }
 
     /// All spans of a trace that are there, in the order of their beginning; none when there is no such trace.
@@ -667,6 +703,7 @@ impl Shared {
             // Read once before, so there is nothing left to be wrong.
             if let Ok(Ok(span)) = walk::span(raw, filling.pieces()) {
                 filling.push(&span);
+                self.keeper.numbers().foreign(number, &sender, &span, now);
                 for watcher in watchers.iter() {
                     watcher.span(number, &sender, &span);
                 }

@@ -288,17 +288,12 @@ fn exchanges(text: &mut Text, tracer: &Tracer) {
         text.value(&table::CONTEXT_DROPPED, &[route], *dropped);
     }
     text.head(&table::CONTEXT_INVALID);
-    for (header, count) in [
-        ("traceparent", counters.invalid_traceparent),
-        ("tracestate", counters.invalid_tracestate),
-        ("b3", counters.invalid_b3),
-        ("uber-trace-id", counters.invalid_jaeger),
-        ("x-trace-id", counters.invalid_trace_id),
-    ] {
+    for (header, count) in counters.invalid() {
         text.value(&table::CONTEXT_INVALID, &[header], count);
     }
     text.single(&table::CONTEXT_RESTORED, counters.restored);
     text.single(&table::CALLS_WITHOUT_CONTEXT, counters.calls_without_context);
+    text.single(&table::CALLS_OF_OTHER_TRACES, counters.calls_of_other_traces);
     text.single(&table::OPERATIONS_IGNORED, counters.operations_ignored);
     text.head(&table::EVENTS_UNTOUCHED);
     for (reason, count) in tracer.untouched() {

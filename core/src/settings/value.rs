@@ -7,6 +7,7 @@ use super::Want;
 use crate::exchange::{EventContext, MessageNames, Propagators, ResponseHeaders, RootUnsampled};
 use crate::keep::Slow;
 use crate::mesh::Inside;
+use crate::metrics::Aggregation;
 use crate::mode::Mode;
 use crate::operation::Operation;
 use crate::route::Pattern;
@@ -117,6 +118,11 @@ pub(super) fn exporter(text: &str) -> Result<Exporter, Want> {
 
 pub(super) fn metrics_exporter(text: &str) -> Result<Exporter, Want> {
     choice(text, &[("otlp", Exporter::Otlp), ("none", Exporter::None)])
+}
+
+pub(super) fn aggregation(text: &str) -> Result<Aggregation, Want> {
+    let explicit = ("explicit_bucket_histogram", Aggregation::Explicit);
+    choice(text, &[explicit, ("base2_exponential_bucket_histogram", Aggregation::Exponential)])
 }
 
 /// `OTEL_EXPORTER_OTLP_PROTOCOL`.

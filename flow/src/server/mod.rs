@@ -190,7 +190,7 @@ impl App {
         self.counts.exports.fetch_add(1, Ordering::Relaxed);
         let taken = match signal {
             Signal::Traces => self.engine.spans(bytes.clone()),
-            Signal::Metrics => self.engine.metrics(bytes.clone()),
+            Signal::Metrics => self.engine.metrics(&bytes),
         }?;
         if let Some(fan_out) = &self.fan_out {
             fan_out.send(signal, bytes);

@@ -1,9 +1,10 @@
-//! The one SQLite file: blocks and their parts, minutes of the numbers. Commits are whole or not at all, so a process
+//! The one SQLite file: blocks and their parts, rows of the numbers. Commits are whole or not at all, so a process
 //! that is killed leaves a file that opens. Must never be written by two processes.
 
 use super::block::{Parts, Sealed};
 use super::index::Filter;
 use crate::engine::OpenError;
+use crate::numbers::{self, Changes};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -34,11 +35,11 @@ CREATE TABLE block (
 );
 -- id = block * 65536 + part; part 0 is the trace index, 1 the dictionary, from 2 on groups of spans.
 CREATE TABLE part (id INTEGER PRIMARY KEY, body BLOB NOT NULL);
--- Rows of the numbers, by minute (unix seconds of its beginning).
-CREATE TABLE minute (
-    at INTEGER NOT NULL, key BLOB NOT NULL, body BLOB NOT NULL, PRIMARY KEY (at, key)
+-- What the numbers keep: names, keys, counts by minute, the last words of senders.
+CREATE TABLE number (
+    kind INTEGER NOT NULL, id INTEGER NOT NULL, part INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (kind, id, part)
 ) WITHOUT ROWID;
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 ";
 
 /// What the file knows of a block.
@@ -71,17 +72,6 @@ impl Row {
             filter: sealed.filter.clone(),
         }
     }
-}
-
-/// A row of the numbers.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct MinuteRow {
-    /// Unix seconds of the beginning of its minute.
-    pub at: u64,
-    /// What it is of.
-    pub key: Vec<u8>,
-    /// What it says.
-    pub body: Vec<u8>,
 }
 
 /// Which part of a block.
@@ -230,30 +220,42 @@ impl Writer {
         change.commit()
     }
 
-    /// Writes rows of the numbers, in place of those of the same minute and key.
-    pub(super) fn put_minutes(&mut self, rows: &[MinuteRow]) -> rusqlite::Result<()> {
+    /// Writes what the numbers have to say, all or nothing: first what goes, then what comes.
+    pub(super) fn change_numbers(&mut self, changes: &Changes) -> rusqlite::Result<()> {
         let change = self.connection.transaction()?;
         {
-            let mut put = change.prepare_cached("INSERT OR REPLACE INTO minute VALUES (?, ?, ?)")?;
-            for row in rows {
-                put.execute(params![row.at.cast_signed(), row.key, row.body])?;
+            let mut gone =
+                change.prepare_cached("DELETE FROM number WHERE kind = ? AND id = ? AND part = ?")?;
+            for (kind, id, part) in &changes.delete {
+                gone.execute(params![kind, id.cast_signed(), part])?;
+            }
+            let mut put = change.prepare_cached("INSERT OR REPLACE INTO number VALUES (?, ?, ?, ?)")?;
+            for row in &changes.put {
+                put.execute(params![row.kind, row.id.cast_signed(), row.part, &*row.body])?;
             }
         }
         change.commit()
     }
 
-    /// Takes away rows of the numbers of minutes before this one.
-    pub(super) fn drop_minutes(&self, before: u64) -> rusqlite::Result<usize> {
-        self.connection.execute("DELETE FROM minute WHERE at < ?", [before.cast_signed()])
+    /// Takes away all rows of the numbers.
+    pub(super) fn drop_numbers(&self) -> rusqlite::Result<usize> {
+        self.connection.execute("DELETE FROM number", [])
     }
 
-    /// All rows of the numbers, the oldest first.
-    pub(super) fn minutes(&self) -> rusqlite::Result<Vec<MinuteRow>> {
-        let mut statement = self.connection.prepare("SELECT at, key, body FROM minute ORDER BY at")?;
+    /// All rows of the numbers, in the order of kind, id and part.
+    pub(super) fn numbers(&self) -> rusqlite::Result<Vec<numbers::Row>> {
+        let mut statement = self.connection.prepare("SELECT kind, id, part, body FROM number")?;
         let rows = statement.query_map([], |row| {
-            Ok(MinuteRow { at: row.get::<_, i64>(0)?.cast_unsigned(), key: row.get(1)?, body: row.get(2)? })
+            Ok(numbers::Row {
+                kind: row.get(0)?,
+                id: row.get::<_, i64>(1)?.cast_unsigned(),
+                part: row.get(2)?,
+                body: row.get::<_, Vec<u8>>(3)?.into(),
+            })
         })?;
-        rows.collect()
+        let mut rows: Vec<_> = rows.collect::<Result<_, _>>()?;
+        rows.sort_by_key(|row| (row.kind, row.id, row.part));
+        Ok(rows)
     }
 
     /// Bytes of the file that are in use.

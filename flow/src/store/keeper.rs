@@ -4,9 +4,10 @@
 use super::block::{Parts, read_all};
 use super::bytes::Packer;
 use super::catalogue::{Block, Catalogue, Unreadable};
-use super::file::{MinuteRow, Readers, Writer, is_full};
+use super::file::{Readers, Writer, is_full};
 use super::staging::{Pieces, Sent, Staging};
 use crate::engine::{Found, Log, OpenError, Options, StoreError, TraceQuery};
+use crate::numbers::{self, Changes, Numbers};
 use crate::span::TraceId;
 use crate::wire::walk;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -52,7 +53,6 @@ enum Job {
     Add(Arc<Block>),
     /// A block that is not, and those whose spans it has.
     Merge(Arc<Block>, Vec<Arc<Block>>, u64),
-    Minutes(Vec<MinuteRow>),
     /// Says when all that came before is done.
     Flush(SyncSender<()>),
     End,
@@ -72,7 +72,7 @@ pub(crate) struct Keeper {
     log: Log,
     clock: Arc<dyn Fn() -> u64 + Send + Sync>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
-    minutes: Mutex<Vec<MinuteRow>>,
+    numbers: Arc<Numbers>,
 }
 
 impl Keeper {
@@ -82,11 +82,22 @@ impl Keeper {
         clock: Arc<dyn Fn() -> u64 + Send + Sync>,
     ) -> Result<Arc<Self>, OpenError> {
         let mut writer = options.data_dir.as_deref().map(Writer::open).transpose()?;
-        let (mut rows, mut minutes, mut readers) = (Vec::new(), Vec::new(), None);
+        let numbers = numbers::Options { to_store: writer.is_some(), ..options.numbers };
+        let numbers = Arc::new(Numbers::new(numbers, clock()));
+        let (mut rows, mut readers) = (Vec::new(), None);
         if let Some(writer) = &mut writer {
             let fail = |error: rusqlite::Error| OpenError::File(writer.path().into(), error.to_string());
             rows = writer.blocks().map_err(fail)?;
-            minutes = writer.minutes().map_err(fail)?;
+            match numbers.restore(writer.numbers().map_err(fail)?, clock()) {
+                Ok(0) => {}
+                Ok(some) => {
+                    (options.log.0)(&format!("{some} rows of the numbers can't be read and were passed over"))
+                }
+                Err(error) => {
+                    (options.log.0)(&format!("{error}: the numbers begin anew"));
+                    writer.drop_numbers().map_err(fail)?;
+                }
+            }
             readers = Some(Readers::new(writer.path().into()));
         }
         let (jobs, todo) = sync_channel(BLOCKS_WAITING_MAX);
@@ -104,10 +115,13 @@ impl Keeper {
             log: options.log.clone(),
             clock,
             threads: Mutex::default(),
-            minutes: Mutex::new(minutes),
+            numbers,
         });
         let (one, other) = (Arc::clone(&keeper), Arc::clone(&keeper));
-        let writing = move || Writing { keeper: &one, writer, waiting: Vec::new(), told: None }.run(&todo);
+        let writing = move || {
+            let changes = Changes::default();
+            Writing { keeper: &one, writer, waiting: Vec::new(), changes, told: None }.run(&todo);
+        };
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).spawn(run).map_err(OpenError::Thread)
         };
@@ -123,16 +137,9 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// Rows of the numbers that were in the file when it was opened; gives them once.
-    pub(crate) fn take_minutes(&self) -> Vec<MinuteRow> {
-        std::mem::take(&mut *self.minutes.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Writes rows of the numbers.
-    pub(crate) fn put_minutes(&self, rows: Vec<MinuteRow>) {
-        if self.in_file && !rows.is_empty() {
-            drop(self.jobs.send(Job::Minutes(rows)));
-        }
+    /// The numbers.
+    pub(crate) fn numbers(&self) -> &Numbers {
+        &self.numbers
     }
 
     /// Makes a block and keeps it. Waits when the file is slow.
@@ -352,6 +359,8 @@ struct Writing<'k> {
     writer: Option<Writer>,
     /// In the catalogue, not yet in the file; the oldest first.
     waiting: Vec<Arc<Block>>,
+    /// Of the numbers, not yet in the file.
+    changes: Changes,
     told: Option<Instant>,
 }
 
@@ -374,7 +383,6 @@ impl Writing<'_> {
                     Job::Add(block) if self.writer.is_some() => self.waiting.push(block),
                     Job::Add(_) => {}
                     Job::Merge(new, old, duplicates) => self.merge(&new, &old, duplicates),
-                    Job::Minutes(rows) => self.minutes(&rows),
                     Job::Flush(done) => flushed.push(done),
                     Job::End => ended = true,
                 }
@@ -391,12 +399,14 @@ impl Writing<'_> {
             self.give_up();
             if last_tick.elapsed() >= TICK {
                 last_tick = Instant::now();
+                self.write_numbers();
                 self.retain();
             }
         }
     }
 
     fn end(&mut self) {
+        self.write_numbers();
         let left: u64 = self.waiting.iter().map(|block| block.row.spans).sum();
         if left > 0 {
             add(&self.keeper.counts.unwritten, left);
@@ -483,10 +493,21 @@ impl Writing<'_> {
         add(&keeper.counts.expired_duplicate, duplicates);
     }
 
-    fn minutes(&mut self, rows: &[MinuteRow]) {
+    /// Writes what the numbers have to say. What can't be written is tried again before they are asked anew.
+    fn write_numbers(&mut self) {
+        let now = (self.keeper.clock)();
+        self.keeper.numbers.tick(now);
         let Some(writer) = &mut self.writer else { return };
-        let result = writer.put_minutes(rows);
-        self.note(result, "a minute of the numbers");
+        if self.changes.is_empty() {
+            self.changes = self.keeper.numbers.changes(now);
+        }
+        if self.changes.is_empty() {
+            return;
+        }
+        let result = writer.change_numbers(&self.changes);
+        if self.note(result, "what the numbers count") {
+            self.changes = Changes::default();
+        }
     }
 
     /// When the disk is full: as much of what is oldest goes as waits to be written.
@@ -540,9 +561,6 @@ impl Writing<'_> {
         let over = keeper.counts.disk_bytes.load(Ordering::Relaxed).saturating_sub(keeper.disk_bytes_max);
         if over > 0 {
             self.remove_oldest(over, |counts| &counts.expired_bytes);
-        }
-        if let Some(writer) = &self.writer {
-            drop(writer.drop_minutes(before / 1_000_000_000));
         }
     }
 

@@ -14,7 +14,7 @@ mod staging;
 
 pub use bytes::Damaged;
 pub(crate) use bytes::Packer;
-pub use file::{FILE, MinuteRow};
+pub use file::FILE;
 pub(crate) use keeper::{Keeper, LEVEL};
 pub(crate) use shelf::Shelf;
 pub(crate) use staging::Sent;

@@ -930,7 +930,7 @@ impl<'i> Parents<'i> {
 }
 
 #[cfg(test)]
-#[path = "../../benches/realistic.rs"]
+#[path = "../../benches/realistic/mod.rs"]
 #[expect(dead_code, unreachable_pub, reason = "shared with the bench")]
 mod realistic;
 

@@ -6,7 +6,7 @@
 pub struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -15,7 +15,7 @@ impl Random {
     }
 
     pub fn below(&mut self, end: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(end)) >> 64) as u64
     }
 
     /// Few are often, many are seldom.
@@ -188,7 +188,8 @@ impl Traffic {
             return;
         }
         let mut scope = Vec::new();
-        bytes(&mut scope, 1, b"throughline");
+        // Every fourth service has no sidecar but an SDK.
+        bytes(&mut scope, 1, if service % 4 == 3 { b"io.opentelemetry.http" } else { b"throughline" });
         bytes(&mut scope, 2, b"0.1.0");
         let mut scope_spans = Vec::with_capacity(spans.len() + 64);
         bytes(&mut scope_spans, 1, &scope);
@@ -206,10 +207,10 @@ impl Traffic {
         let calls = self.operations[operation].1.len();
         let spans = calls as u64 * 2 - 1;
         self.now += self.random.below(2_000_000_000 * spans / self.spans_a_second) + 1;
-        let trace_id: Vec<u8> = [self.random.next().to_be_bytes(), self.random.next().to_be_bytes()].concat();
+        let trace_id: Vec<u8> = [self.random.draw().to_be_bytes(), self.random.draw().to_be_bytes()].concat();
         let agent = AGENTS[self.random.skewed(AGENTS.len() as u64) as usize];
         let failing = (self.random.below(50) == 0).then(|| self.random.below(calls as u64) as usize);
-        let ids: Vec<(u64, u64)> = (0..calls).map(|_| (self.random.next(), self.random.next())).collect();
+        let ids: Vec<(u64, u64)> = (0..calls).map(|_| (self.random.draw(), self.random.draw())).collect();
         let mut times: Vec<(u64, u64)> = Vec::with_capacity(calls);
         for call in 0..calls {
             let (parent, typical) = {
@@ -363,7 +364,7 @@ fn service(i: usize, random: &mut Random) -> Service {
     let name = format!("{}-{}-{i}", AREAS[i % AREAS.len()], ROLES[i / AREAS.len() % ROLES.len()]);
     let namespace = format!("team-{}", i % 23);
     let (mut resources, mut addresses) = (Vec::new(), Vec::new());
-    let replica_set = format!("{:09x}", random.next() >> 28);
+    let replica_set = format!("{:09x}", random.draw() >> 28);
     for _ in 0..2 {
         let mut resource = Vec::new();
         let suffix: String =
@@ -375,7 +376,7 @@ fn service(i: usize, random: &mut Random) -> Service {
             &mut resource,
             1,
             "service.instance.id",
-            &format!("{:016x}{:016x}", random.next(), random.next()),
+            &format!("{:016x}{:016x}", random.draw(), random.draw()),
         );
         text(&mut resource, 1, "service.version", &format!("1.{}.{}", i % 7, i % 40));
         text(&mut resource, 1, "k8s.pod.name", &pod);
