@@ -286,8 +286,11 @@ pub fn counted(requests: u64, errors: u64, began: u64, at: u64) -> ExportMetrics
             data: Some(metric::Data::Histogram(histogram)),
             ..Metric::default()
         };
-        let scope_metrics =
-            vec![ScopeMetrics { scope: Some(scope("throughline")), metrics: vec![metric], ..Default::default() }];
+        let scope_metrics = vec![ScopeMetrics {
+            scope: Some(scope("throughline")),
+            metrics: vec![metric],
+            ..Default::default()
+        }];
         ResourceMetrics { resource: Some(resource(service)), scope_metrics, ..ResourceMetrics::default() }
     };
     let point = |count: u64, seconds: f64, more: Vec<KeyValue>| {
@@ -309,7 +312,8 @@ pub fn counted(requests: u64, errors: u64, began: u64, at: u64) -> ExportMetrics
             ..HistogramDataPoint::default()
         }
     };
-    let peer = |name: &str| vec![text("throughline.peer.service", name), text("throughline.peer.namespace", "shop")];
+    let peer =
+        |name: &str| vec![text("throughline.peer.service", name), text("throughline.peer.namespace", "shop")];
     let status = |code: i64, mut more: Vec<KeyValue>| {
         more.push(int("http.response.status_code", code));
         if code >= 500 {

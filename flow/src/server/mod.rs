@@ -24,7 +24,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use throughline_core::settings::Flow as Settings;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, watch};
 
 use crate::engine::{Accepted, Engine, Refused};
@@ -83,23 +83,29 @@ pub fn check(settings: &Settings) -> Result<(), String> {
 
 /// Listeners that are bound.
 pub struct Bound {
-    api: std::net::TcpListener,
-    grpc: Option<std::net::TcpListener>,
-    http: Option<std::net::TcpListener>,
+    api: TcpListener,
+    grpc: Option<TcpListener>,
+    http: Option<TcpListener>,
 }
 
+/// Connections that the kernel holds until there is room for them.
+const BACKLOG: u32 = 1024;
+
 impl Bound {
-    /// Binds all of them.
+    /// Binds all of them; within a runtime.
     ///
     /// # Errors
     /// The setting whose address can't be had.
     pub fn new(settings: &Settings) -> Result<Self, String> {
-        let bind = |name: &str, address: SocketAddr| {
-            let listener = std::net::TcpListener::bind(address).and_then(|listener| {
-                listener.set_nonblocking(true)?;
-                Ok(listener)
-            });
-            listener.map_err(|error| format!("{name}=\"{address}\": want an address that is free: {error}"))
+        let bind = |name: &str, address: SocketAddr| -> Result<TcpListener, String> {
+            let listen = || {
+                let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+                // A restart must not wait for connections of the process before it.
+                socket.set_reuseaddr(true)?;
+                socket.bind(address)?;
+                socket.listen(BACKLOG)
+            };
+            listen().map_err(|error| format!("{name}=\"{address}\": want an address that is free: {error}"))
         };
         Ok(Self {
             api: bind("THROUGHLINE_FLOW_LISTEN", settings.listen)?,
@@ -161,7 +167,6 @@ impl App {
             [(Speaks::Api, Some(bound.api)), (Speaks::OtlpGrpc, bound.grpc), (Speaks::OtlpHttp, bound.http)];
         for (speaks, listener) in listeners {
             let Some(listener) = listener else { continue };
-            let listener = TcpListener::from_std(listener)?;
             accepting.spawn(listen::accept(Arc::clone(self), speaks, listener, stop.clone()));
         }
         let mut ended = stop;
