@@ -1,6 +1,12 @@
 //! What a span costs the engine, within the process: CPU and wall, bytes in memory and on disk, a trace by id, a list.
 //! Spans are those of `realistic/`. `make bench-flow`; numbers after the name: spans, runs.
-#![expect(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a bench")]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a bench"
+)]
 
 #[expect(dead_code, unreachable_pub, reason = "shared with tests")]
 mod realistic;
