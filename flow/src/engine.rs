@@ -5,7 +5,7 @@ use crate::numbers::{self, Numbers};
 use crate::span::{Incoming, Kind, Sender, Span, SpanId, TraceId};
 use crate::store::{Keeper, LEVEL, Packer, Sent, Shelf};
 use crate::wire::Malformed;
-use crate::wire::walk::{self, NoSlots, Rejected};
+use crate::wire::walk::{self, Check, Rejected};
 use crate::wire::whole::{self, Origin};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -303,7 +303,7 @@ impl<'a> walk::Visit<'a> for Dealing<'a> {
     }
 
     fn span(&mut self, raw: &'a [u8]) -> Result<(), Malformed> {
-        match walk::span(raw, &mut NoSlots)? {
+        match walk::span(raw, &mut Check)? {
             Ok(span) => {
                 let shard = shard_of(&span.trace_id, self.places.len());
                 let at = range_of(self.body, raw).start as u32;

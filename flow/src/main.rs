@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use throughline_core::settings::{Flow as Settings, Found};
-use throughline_flow::engine::{Engine, OpenError, Options};
+use throughline_flow::engine::{Engine, Log, OpenError, Options, TraceQuery};
 use throughline_flow::fan_out::FanOut;
 use throughline_flow::log;
 use throughline_flow::server::{App, Bound};
 use throughline_flow::settings::{Command, read};
+use throughline_flow::store::{self, ExportError, Wanted};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -83,6 +84,7 @@ fn options(settings: &Settings) -> Options {
         data_dir: (!settings.memory_only).then(|| PathBuf::from(&settings.data_dir)),
         disk_bytes_max: settings.disk_bytes_max,
         keep_for: Duration::from_secs(settings.retention_hours * 3600),
+        log: Log(std::sync::Arc::new(|sentence| log::warn(sentence, &[]))),
         ..Options::default()
     }
 }
@@ -169,6 +171,24 @@ fn export(settings: &Settings) -> Result<(), Stop> {
     if settings.memory_only {
         return Err(Stop::Settings("--memory-only: there is no file to export from".to_owned()));
     }
-    let _ = settings;
-    Ok(())
+    let folder = PathBuf::from(&settings.data_dir);
+    let everything = Wanted::Query(TraceQuery { limit: usize::MAX, ..TraceQuery::default() });
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let exported = store::export(&folder, &everything, &Log::default(), &mut out)
+        .and_then(|exported| out.flush().map(|()| exported).map_err(ExportError::Write));
+    match exported {
+        // A reader that has seen enough (`| head`) is no failure.
+        Err(ExportError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Stop::Failed(format!("failed to export: {error}"))),
+        Ok(exported) => {
+            let _ = writeln!(
+                std::io::stderr().lock(),
+                "throughline-flow: {} traces, {} spans, {} blocks that can't be read",
+                exported.traces,
+                exported.spans,
+                exported.blocks_damaged
+            );
+            Ok(())
+        }
+    }
 }

@@ -203,7 +203,9 @@ fn take(app: &App, signal: Signal, form: Form, read: Whole) -> Result<Accepted, 
                 Signal::Traces => crate::wire::json::traces(&bytes),
                 Signal::Metrics => crate::wire::json::metrics(&bytes),
             };
-            Bytes::from(told.map_err(|why| Bad::new(StatusCode::BAD_REQUEST, INVALID_ARGUMENT, why))?)
+            Bytes::from(
+                told.map_err(|wrong| Bad::new(StatusCode::BAD_REQUEST, INVALID_ARGUMENT, wrong.to_string()))?,
+            )
         }
     };
     let taken = app.take(signal, bytes);

@@ -101,6 +101,33 @@ pub(super) fn is_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
+/// All blocks.
+fn blocks(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
+    let mut statement = connection.prepare(
+        "SELECT id, arrived, spans, traces, start_min, start_max, end_max, bytes, groups, filter
+         FROM block ORDER BY id",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut out = Vec::new();
+    while let Some(row) = rows.next()? {
+        let number = |at: usize| row.get::<_, i64>(at).map(i64::cast_unsigned);
+        let filter: Vec<u8> = row.get(9)?;
+        out.push(Row {
+            id: number(0)?,
+            arrived: number(1)?,
+            spans: number(2)?,
+            traces: number(3)?,
+            start_min: number(4)?,
+            start_max: number(5)?,
+            end_max: number(6)?,
+            bytes: number(7)?,
+            groups: number(8)?,
+            filter: Filter::of_bytes(&filter).unwrap_or_else(Filter::all),
+        });
+    }
+    Ok(out)
+}
+
 /// The connection that writes.
 pub(super) struct Writer {
     connection: Connection,
@@ -159,29 +186,7 @@ impl Writer {
 
     /// All blocks.
     pub(super) fn blocks(&self) -> rusqlite::Result<Vec<Row>> {
-        let mut statement = self.connection.prepare(
-            "SELECT id, arrived, spans, traces, start_min, start_max, end_max, bytes, groups, filter
-             FROM block ORDER BY id",
-        )?;
-        let mut rows = statement.query([])?;
-        let mut out = Vec::new();
-        while let Some(row) = rows.next()? {
-            let number = |at: usize| row.get::<_, i64>(at).map(i64::cast_unsigned);
-            let filter: Vec<u8> = row.get(9)?;
-            out.push(Row {
-                id: number(0)?,
-                arrived: number(1)?,
-                spans: number(2)?,
-                traces: number(3)?,
-                start_min: number(4)?,
-                start_max: number(5)?,
-                end_max: number(6)?,
-                bytes: number(7)?,
-                groups: number(8)?,
-                filter: Filter::of_bytes(&filter).unwrap_or_else(Filter::all),
-            });
-        }
-        Ok(out)
+        blocks(&self.connection)
     }
 
     /// Writes blocks and takes others away, all or nothing.
@@ -299,6 +304,11 @@ impl Readers {
         connection.busy_timeout(Duration::from_secs(2))?;
         connection.pragma_update(None, "cache_size", -512)?;
         Ok(connection)
+    }
+
+    /// All blocks.
+    pub(super) fn blocks(&self) -> rusqlite::Result<Vec<Row>> {
+        blocks(&self.take()?)
     }
 
     /// A part of a block; none when it is gone.

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// Blocks that wait for the file; a shard that comes with one more waits itself.
 const BLOCKS_WAITING_MAX: usize = 8;
+/// Bytes of indexes that are kept even where little memory is granted: without them each list would read them anew.
+const INDEX_BYTES_MIN: usize = 16 << 20;
 /// How hard the compressor tries.
 pub(crate) const LEVEL: i32 = 1;
 /// Blocks of about the same size that become one.
@@ -101,7 +103,8 @@ impl Keeper {
             readers = Some(Readers::new(writer.path().into()));
         }
         let (jobs, todo) = sync_channel(BLOCKS_WAITING_MAX);
-        let index_bytes_max = usize::try_from(options.memory_bytes_max / 8).unwrap_or(usize::MAX);
+        let index_bytes_max =
+            usize::try_from(options.memory_bytes_max / 8).unwrap_or(usize::MAX).max(INDEX_BYTES_MIN);
         let keeper = Arc::new(Self {
             catalogue: Catalogue::new(rows, readers, index_bytes_max, options.log.clone()),
             counts: Counts::default(),

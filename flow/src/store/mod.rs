@@ -4,6 +4,7 @@
 mod block;
 mod bytes;
 mod catalogue;
+mod export;
 mod file;
 mod index;
 mod keeper;
@@ -14,6 +15,7 @@ mod staging;
 
 pub use bytes::Damaged;
 pub(crate) use bytes::Packer;
+pub use export::{ExportError, Exported, Wanted, export};
 pub use file::FILE;
 pub(crate) use keeper::{Keeper, LEVEL};
 pub(crate) use shelf::Shelf;

@@ -5,11 +5,11 @@ use super::catalogue::{Block, Catalogue, Unreadable};
 use super::index::{Entry, HAS_ROOT, Index};
 use crate::engine::{Found, Outcome, TraceQuery, TraceSummary};
 use crate::span::TraceId;
-use std::collections::HashSet;
+use std::collections::{BinaryHeap, HashSet};
 use std::sync::Arc;
 
-/// Traces that a list counts; beyond it says that there are more.
-pub(super) const COUNT_MAX: usize = 2_000;
+/// Traces that a list counts; beyond them it says that there are more.
+pub(super) const COUNT_MAX: usize = 1_000;
 /// How far the spans of one trace may lie apart and still be put together in a list. A trace by id has no such bound.
 const APART_NANOS: u64 = 3_600 * 1_000_000_000;
 
@@ -171,15 +171,38 @@ impl<'i> Candidates<'i> {
 fn whole(
     catalogue: &Catalogue,
     blocks: &[Arc<Block>],
-    here: &Block,
-    index: &Index,
-    entry: &Entry,
+    near: &[Near],
+    place: Place,
 ) -> Result<Trace, Unreadable> {
-    let mut trace = Trace::of(index, entry);
+    let Some(here) = blocks.get(place.block) else { return Err(Unreadable::Gone) };
+    let index = catalogue.index(here)?;
+    let Some(entry) = index.entries.get(place.entry) else { return Err(Unreadable::Gone) };
+    let mut trace = Trace::of(&index, entry);
+    each_other(catalogue, blocks, near, place.block, entry, &mut |index, entry| {
+        trace.add(Trace::of(index, entry));
+    })?;
+    Ok(trace)
+}
+
+/// When the spans of a block happened, in one line of the cache for many blocks.
+#[derive(Clone, Copy)]
+struct Near {
+    from: u64,
+    to: u64,
+}
+
+/// Tells what other blocks know of the trace of an entry.
+fn each_other(
+    catalogue: &Catalogue,
+    blocks: &[Arc<Block>],
+    near: &[Near],
+    here: usize,
+    entry: &Entry,
+    each: &mut dyn FnMut(&Index, &Entry),
+) -> Result<(), Unreadable> {
     let (from, to) = (entry.start.saturating_sub(APART_NANOS), entry.end.saturating_add(APART_NANOS));
-    for block in blocks {
-        let near = block.row.start_min <= to && block.row.end_max >= from && block.row.id != here.row.id;
-        if !near || !block.row.filter.may_have(&entry.trace_id) {
+    for (at, (block, span)) in blocks.iter().zip(near).enumerate() {
+        if span.from > to || span.to < from || at == here || !block.row.filter.may_have(&entry.trace_id) {
             continue;
         }
         let index = match catalogue.index(block) {
@@ -188,54 +211,157 @@ fn whole(
             Err(error) => return Err(error),
         };
         if let Some((entry, _)) = index.find(&entry.trace_id) {
-            trace.add(Trace::of(&index, entry));
+            each(&index, entry);
         }
     }
-    Ok(trace)
+    Ok(())
 }
 
-/// Finds traces, newest first.
-pub(super) fn find(catalogue: &Catalogue, query: &TraceQuery) -> Result<Found, Unreadable> {
-    let mut blocks = catalogue.all();
-    blocks.retain(|block| !block.is(&block.damaged));
-    blocks.sort_by_key(|block| std::cmp::Reverse(block.row.start_max));
-    let wanted = query.offset.saturating_add(query.limit);
-    let (mut found, mut seen, mut more) =
-        (Vec::new(), HashSet::<TraceId, foldhash::fast::RandomState>::default(), false);
-    for block in &blocks {
-        if block.row.start_max < query.start_unix_nanos
-            || block.row.start_min >= query.end_unix_nanos.saturating_add(APART_NANOS)
+/// An entry of a block, by their numbers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    block: usize,
+    entry: usize,
+}
+
+/// What comes next, the newest first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Next {
+    /// A block that was not looked into; no trace in it began later.
+    Block(usize),
+    /// The candidates of a block, by their beginning, the newest last.
+    Entries(usize, Vec<(u64, usize)>),
+    /// A trace that is asked for.
+    Found(Place),
+}
+
+/// Tells of each trace that is asked for, the newest first, until `each` has enough.
+fn walk(
+    catalogue: &Catalogue,
+    blocks: &[Arc<Block>],
+    near: &[Near],
+    query: &TraceQuery,
+    each: &mut dyn FnMut(TraceId, Place) -> bool,
+) -> Result<(), Unreadable> {
+    let mut heap = BinaryHeap::new();
+    for (at, block) in blocks.iter().enumerate() {
+        let row = &block.row;
+        if row.start_max >= query.start_unix_nanos
+            && row.start_min < query.end_unix_nanos.saturating_add(APART_NANOS)
         {
-            continue;
+            heap.push((row.start_max, Next::Block(at)));
         }
-        // Blocks that follow have no trace that began later than this.
-        if found.len() >= COUNT_MAX.max(wanted) {
-            let newer = |trace: &&TraceSummary| trace.start_unix_nanos > block.row.start_max;
-            if found.iter().filter(newer).count() >= wanted {
-                more = true;
-                break;
+    }
+    let mut seen = HashSet::<TraceId, foldhash::fast::RandomState>::default();
+    while let Some((_, next)) = heap.pop() {
+        match next {
+            Next::Block(at) => {
+                let Some(block) = blocks.get(at) else { continue };
+                let index = match catalogue.index(block) {
+                    Ok(index) => index,
+                    Err(Unreadable::Damaged) => continue,
+                    Err(error) => return Err(error),
+                };
+                let candidates = Candidates::new(&index, query);
+                if candidates.none() {
+                    continue;
+                }
+                let mut entries: Vec<_> = (index.entries.iter().enumerate())
+                    .filter(|(_, entry)| candidates.may_be(entry))
+                    .map(|(number, entry)| (entry.start, number))
+                    .collect();
+                entries.sort_unstable();
+                if let Some((start, _)) = entries.last() {
+                    heap.push((*start, Next::Entries(at, entries)));
+                }
             }
-        }
-        let index = match catalogue.index(block) {
-            Ok(index) => index,
-            Err(Unreadable::Damaged) => continue,
-            Err(error) => return Err(error),
-        };
-        let candidates = Candidates::new(&index, query);
-        if candidates.none() {
-            continue;
-        }
-        for entry in index.entries.iter().filter(|entry| candidates.may_be(entry)) {
-            if seen.insert(entry.trace_id) {
-                let trace = whole(catalogue, &blocks, block, &index, entry)?.summary;
-                if matches(query, &trace) {
-                    found.push(trace);
+            Next::Entries(at, mut entries) => {
+                let (Some((start, entry)), Some(block)) = (entries.pop(), blocks.get(at)) else { continue };
+                if let Some((next, _)) = entries.last() {
+                    heap.push((*next, Next::Entries(at, entries)));
+                }
+                let index = catalogue.index(block)?;
+                let place = Place { block: at, entry };
+                let Some(entry) = index.entries.get(entry) else { continue };
+                if !seen.insert(entry.trace_id) {
+                    continue;
+                }
+                let mut others = false;
+                let mut first = start;
+                each_other(catalogue, blocks, near, at, entry, &mut |_, entry| {
+                    others = true;
+                    first = first.min(entry.start);
+                })?;
+                let matching = if others {
+                    matches(query, &whole(catalogue, blocks, near, place)?.summary)
+                } else {
+                    matches_alone(query, &index, entry)
+                };
+                if matching {
+                    // Its turn comes when nothing newer is left.
+                    heap.push((first, Next::Found(place)));
+                }
+            }
+            Next::Found(place) => {
+                let Some(block) = blocks.get(place.block) else { continue };
+                let index = catalogue.index(block)?;
+                let Some(entry) = index.entries.get(place.entry) else { continue };
+                if !each(entry.trace_id, place) {
+                    return Ok(());
                 }
             }
         }
     }
-    let total = found.len() as u64;
-    found.sort_unstable_by_key(|trace| (std::cmp::Reverse(trace.start_unix_nanos), trace.trace_id));
-    let traces = found.into_iter().skip(query.offset).take(query.limit).collect();
-    Ok(Found { traces, total, more })
+    Ok(())
+}
+
+/// Like [`matches`], for a trace that lies in one block: without a copy of its texts.
+fn matches_alone(query: &TraceQuery, index: &Index, entry: &Entry) -> bool {
+    let is = |wanted: &Option<String>, number: u32| {
+        wanted.as_deref().is_none_or(|wanted| wanted == index.label(number))
+    };
+    (query.start_unix_nanos..query.end_unix_nanos).contains(&entry.start)
+        && is(&query.operation, entry.operation)
+        && is(&query.environment, entry.environment)
+        && query.status.is_none_or(|wanted| wanted == entry.outcome())
+        && query.min_duration_nanos.is_none_or(|wanted| entry.end.saturating_sub(entry.start) >= wanted)
+        && (query.service.is_none() && query.namespace.is_none()
+            || index.services_of(entry).any(|(name, namespace)| is_service(query, name, namespace)))
+}
+
+/// Blocks that can be looked into, and when their spans happened.
+fn readable(catalogue: &Catalogue) -> (Vec<Arc<Block>>, Vec<Near>) {
+    let mut blocks = catalogue.all();
+    blocks.retain(|block| !block.is(&block.damaged));
+    let near = blocks.iter().map(|block| Near { from: block.row.start_min, to: block.row.end_max }).collect();
+    (blocks, near)
+}
+
+/// Finds traces, newest first.
+pub(super) fn find(catalogue: &Catalogue, query: &TraceQuery) -> Result<Found, Unreadable> {
+    let (blocks, near) = readable(catalogue);
+    let wanted = query.offset.saturating_add(query.limit);
+    let (mut page, mut total, mut more) = (Vec::new(), 0_usize, false);
+    walk(catalogue, &blocks, &near, query, &mut |_, place| {
+        if total >= COUNT_MAX.max(wanted) {
+            more = true;
+            return false;
+        }
+        if (query.offset..wanted).contains(&total) {
+            page.push(place);
+        }
+        total += 1;
+        true
+    })?;
+    let whole = |place: Place| Ok(whole(catalogue, &blocks, &near, place)?.summary);
+    let traces = page.into_iter().map(whole).collect::<Result<_, _>>()?;
+    Ok(Found { traces, total: total as u64, more })
+}
+
+/// The ids of all traces that are asked for.
+pub(super) fn ids(catalogue: &Catalogue, query: &TraceQuery) -> Result<HashSet<TraceId>, Unreadable> {
+    let (blocks, near) = readable(catalogue);
+    let mut ids = HashSet::new();
+    walk(catalogue, &blocks, &near, query, &mut |id, _| ids.insert(id))?;
+    Ok(ids)
 }

@@ -56,6 +56,8 @@ pub enum Any<'a> {
 
 /// Takes the pieces of a span.
 pub trait Slots<'a> {
+    /// Whether anybody looks at [`Incoming::known`]; where nobody does it stays empty.
+    const KNOWN: bool = true;
     /// A piece.
     fn slot(&mut self, slot: Slot<'a>);
     /// The span can't be put together from its pieces.
@@ -66,6 +68,17 @@ pub trait Slots<'a> {
 pub struct NoSlots;
 
 impl Slots<'_> for NoSlots {
+    #[inline(always)]
+    fn slot(&mut self, _: Slot<'_>) {}
+    #[inline(always)]
+    fn irregular(&mut self) {}
+}
+
+/// Takes nothing, and asks for no attributes: for reading whether a span is one.
+pub struct Check;
+
+impl Slots<'_> for Check {
+    const KNOWN: bool = false;
     #[inline(always)]
     fn slot(&mut self, _: Slot<'_>) {}
     #[inline(always)]
@@ -397,25 +410,47 @@ fn check_map(raw: &[u8], name: &'static str, depth: u32) -> Result<(), Malformed
     Ok(())
 }
 
+/// The usual attribute: a short key, then one plain value, each length a byte.
+#[inline(always)]
+fn plain_attribute(raw: &[u8]) -> Option<(&[u8], Any<'_>)> {
+    let [0x0a, key_len @ 0..=0x7f, rest @ ..] = raw else { return None };
+    let (key, rest) = rest.split_at_checked(usize::from(*key_len))?;
+    let [0x12, any_len @ 0..=0x7f, any @ ..] = rest else { return None };
+    if any.len() != usize::from(*any_len) {
+        return None;
+    }
+    let any = match any {
+        [0x0a, len @ 0..=0x7f, text @ ..] if text.len() == usize::from(*len) => Any::Text(text),
+        [0x18, int @ 0..=0x7f] => Any::Int(u64::from(*int)),
+        [0x18, low @ 0x80..=0xff, high @ 1..=0x7f] => Any::Int(u64::from(low & 0x7f) | u64::from(*high) << 7),
+        [0x10, flag @ 0..=1] => Any::Flag(*flag == 1),
+        _ => return None,
+    };
+    Some((key, any))
+}
+
 #[inline(always)]
 fn read_attribute<'a, S: Slots<'a>>(
     raw: &'a [u8],
     known: &mut Known<'a>,
     slots: &mut S,
 ) -> Result<(), Malformed> {
+    if let Some((key, value)) = plain_attribute(raw) {
+        slots.slot(Slot::Attribute { key, value });
+        if S::KNOWN {
+            note(key, value, known);
+        }
+        return Ok(());
+    }
     let mut odd = false;
     let (key, any, regular) = key_value(raw, "spans.attributes", 0, &mut odd)?;
     match any {
         // Oddities inside of lists and maps stay in the bytes that are kept as they are.
-        Some(value) if regular && !odd => {
-            slots.slot(Slot::Attribute { key, value });
-            note(key, value, known);
-        }
-        Some(value) => {
-            slots.slot(Slot::Bytes { number: 9, value: raw });
-            note(key, value, known);
-        }
-        None => slots.slot(Slot::Bytes { number: 9, value: raw }),
+        Some(value) if regular && !odd => slots.slot(Slot::Attribute { key, value }),
+        Some(_) | None => slots.slot(Slot::Bytes { number: 9, value: raw }),
+    }
+    if let (true, Some(value)) = (S::KNOWN, any) {
+        note(key, value, known);
     }
     Ok(())
 }

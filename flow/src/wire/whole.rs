@@ -1,7 +1,7 @@
 //! Decodes a span whole. Must never fail: what is there was read once before; what is broken nevertheless is left out.
 
 use super::proto::{Field, Fields};
-use super::walk::{self, NoSlots};
+use super::walk::{self, Check};
 use crate::span::{Event, Link, Sender, Service, Span, Value};
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ impl Origin {
 /// Decodes a `Span` message; none when it is none that can be taken.
 #[must_use]
 pub fn span(raw: &[u8], origin: &Origin) -> Option<Span> {
-    let incoming = walk::span(raw, &mut NoSlots).ok()?.ok()?;
+    let incoming = walk::span(raw, &mut Check).ok()?.ok()?;
     let mut span = Span {
         trace_id: incoming.trace_id,
         span_id: incoming.span_id,
