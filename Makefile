@@ -19,12 +19,12 @@ demo: demo-$(HOST) ## a small shop, one real sidecar before each service (HOST=e
 
 demo-sidecar:
 	@scripts/setup demo
-	@cargo build --profile quick -p throughline-proxy -p throughline-demo
+	@cargo build --profile quick -p throughline-proxy -p throughline-flow -p throughline-demo
 
 demo-envoy:
 	@scripts/setup demo-envoy
 	@$(MAKE) --no-print-directory wasm
-	@cargo build --profile quick -p throughline-demo
+	@cargo build --profile quick -p throughline-flow -p throughline-demo
 
 demo-%:
 	@echo 'HOST=$*: want sidecar or envoy' >&2; exit 2
