@@ -69,6 +69,8 @@ fmt: ## format the code
 reference: ## write docs/settings.md and docs/metrics.md from their tables
 	@cargo run -q -p throughline-proxy -- --print-reference > docs/settings.md
 	@cargo run -q -p throughline-proxy -- --print-metrics > docs/metrics.md
+	@cargo run -q -p throughline-flow -- --print-reference > target/flow-settings.md
+	@sed -i '/^## Listeners/,$$d' docs/flow.md && sed -n '/^## Listeners/,$$p' target/flow-settings.md >> docs/flow.md
 
 clean: ## remove what was built
 	@cargo clean
