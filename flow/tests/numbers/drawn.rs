@@ -3,7 +3,7 @@
 
 use opentelemetry_proto::tonic::metrics::v1::AggregationTemporality::{Cumulative, Delta};
 use std::collections::BTreeMap;
-use throughline_flow::numbers::{Filter, Window};
+use throughline_flow::numbers::{Filter, Numbers, Window};
 
 use crate::push::{
     Draw, Durations, MINUTE, SECOND, START, counts, explicit, exponential, exponential_histogram, histogram,
@@ -105,49 +105,46 @@ fn drawn(seed: u64) {
             }
         }
         numbers.tick(time);
+        if *minute == 179 {
+            numbers.tick(time + 2 * SECOND);
+            for _ in 0..40 {
+                let from = draw.below(170);
+                compare(&numbers, &naive, from, from + 1 + draw.below(180 - from));
+            }
+        }
     }
     let end = START + 4320 * MINUTE;
     numbers.tick(end + 10 * MINUTE);
     numbers.tick(end + 20 * MINUTE);
-    // Cumulative senders that were asked every ten minutes have their counts spread over these: whole windows of hours
-    // hold them. Within the first three hours every minute is known.
-    for round in 0..60 {
-        let (from, to) = if round % 2 == 0 {
-            let from = draw.below(170);
-            (from, from + 1 + draw.below(179 - from))
-        } else {
-            (0, 180 + 60 * draw.below(70))
-        };
-        let window = Window { start_unix_nanos: START + from * MINUTE, end_unix_nanos: START + to * MINUTE };
-        for (number, operation) in OPERATIONS.iter().enumerate() {
-            let filter = Filter { operation: Some(operation), ..Filter::default() };
-            let graph = numbers.graph(&filter, window);
-            for (a, from_name) in SERVICES.iter().enumerate() {
-                for (b, to_name) in SERVICES.iter().enumerate() {
-                    let all = || naive.iter().filter(|(at, _)| from <= *at && *at < to);
-                    let of =
-                        |failed: bool| all().filter(|(_, key)| *key == (a, b, number, failed)).count() as u64;
-                    let (good, bad) = (of(false), of(true));
-                    let found = counts(&graph, from_name, to_name);
-                    if from == 0 && to == 4320 || to <= 180 {
-                        assert_eq!(
-                            found,
-                            (good + bad, bad),
-                            "{from_name} to {to_name}, {operation}, {from}..{to}"
-                        );
-                    } else {
-                        // What came within the ten minutes about the end may lie on either side of it.
-                        assert!(found.0 <= all_of(&naive, (a, b, number), to + 10));
-                    }
-                }
-            }
-        }
+    // Minutes are gone, tens are there; of the later days only the whole is known, since counts of ten minutes are
+    // spread over these.
+    for _ in 0..30 {
+        let from = draw.below(17);
+        compare(&numbers, &naive, from * 10, 10 * (from + 1 + draw.below(18 - from)));
     }
+    compare(&numbers, &naive, 0, 4320);
 }
 
-fn all_of(naive: &[(u64, Counted)], (a, b, operation): (usize, usize, usize), to: u64) -> u64 {
-    let of = naive
-        .iter()
-        .filter(|(at, (from, at_service, of, _))| *at < to && (*from, *at_service, *of) == (a, b, operation));
-    of.count() as u64
+/// A window's graphs against a scan of all that was counted.
+fn compare(numbers: &Numbers, naive: &[(u64, Counted)], from: u64, to: u64) {
+    let window = Window { start_unix_nanos: START + from * MINUTE, end_unix_nanos: START + to * MINUTE };
+    let mut expected: BTreeMap<(usize, usize, usize), (u64, u64)> = BTreeMap::new();
+    for (_, (a, b, operation, failed)) in naive.iter().filter(|(at, _)| from <= *at && *at < to) {
+        let (all, errors) = expected.entry((*a, *b, *operation)).or_default();
+        *all += 1;
+        *errors += u64::from(*failed);
+    }
+    for (number, operation) in OPERATIONS.iter().enumerate() {
+        let graph = numbers.graph(&Filter { operation: Some(operation), ..Filter::default() }, window);
+        let edges = expected.keys().filter(|(_, _, of)| *of == number).count();
+        assert_eq!(graph.edges.len(), edges, "{operation}, {from}..{to}");
+        for ((a, b, _), expected) in expected.iter().filter(|((_, _, of), _)| *of == number) {
+            let found = counts(&graph, SERVICES[*a], SERVICES[*b]);
+            assert_eq!(found, *expected, "{} to {}, {operation}, {from}..{to}", SERVICES[*a], SERVICES[*b]);
+        }
+    }
+    let whole = numbers
+        .stats(&Filter::default(), window)
+        .map_or(0, |stats| stats.errors.iter().map(|one| one.1).sum());
+    assert_eq!(whole, expected.values().map(|(_, errors)| errors).sum::<u64>());
 }

@@ -5,7 +5,8 @@ use throughline_flow::numbers::{EdgeKind, Numbers, ToldBy};
 use throughline_flow::span::{Incoming, Kind, Known, Sender, Status};
 
 use crate::push::{
-    Draw, Durations, MINUTE, SECOND, START, counts, explicit, graph, histogram, numbers, request, resource, text,
+    Draw, Durations, MINUTE, SECOND, START, counts, explicit, graph, histogram, numbers, request, resource,
+    text,
 };
 
 const MS: u64 = 1_000_000;
@@ -249,7 +250,10 @@ fn drawn_traces_of_sdks_equal_a_count_of_their_requests() {
             next += 1;
             let server = next;
             spans.push((service, span(Kind::Server, server, parent)));
-            let from = spans.iter().find(|(_, span)| Some(span.span_id) == parent.map(id)).map(|(service, _)| *service);
+            let from = spans
+                .iter()
+                .find(|(_, span)| Some(span.span_id) == parent.map(id))
+                .map(|(service, _)| *service);
             *naive.entry((from, service)).or_insert(0_u64) += 1;
             for _ in 0..draw.below(3) {
                 if spans.len() > 20 {

@@ -7,8 +7,8 @@ use opentelemetry_proto::tonic::metrics::v1::AggregationTemporality::Cumulative;
 use throughline_flow::numbers::{Changes, Filter, Numbers, Options, Row, RowId};
 
 use crate::push::{
-    Draw, Durations, MINUTE, SECOND, START, counts, explicit, exponential, exponential_histogram, graph, histogram,
-    request, resource, text, whole,
+    Draw, Durations, MINUTE, SECOND, START, counts, explicit, exponential, exponential_histogram, graph,
+    histogram, request, resource, text, whole,
 };
 
 const OPTIONS: Options = Options {
@@ -102,7 +102,8 @@ fn a_server_that_dies_at_any_moment_goes_on_exactly() {
             for (service, counted) in services.iter().zip(&counted) {
                 assert_eq!(counts(&graph, "web", service).0, counted.nanos.len() as u64, "{service}, {seed}");
             }
-            let stats = numbers.stats(&Filter { operation: Some("buy"), ..Filter::default() }, whole()).unwrap();
+            let stats =
+                numbers.stats(&Filter { operation: Some("buy"), ..Filter::default() }, whole()).unwrap();
             let all = counted.iter().flat_map(|counted| &counted.nanos);
             let mean = all.clone().sum::<u64>() as f64 / all.count() as f64 / 1e6;
             assert!((stats.figures.avg_ms / mean - 1.0).abs() < 1e-6);
