@@ -1,5 +1,8 @@
 //! The flow server: OTLP in, traces kept, numbers added up as they arrive, questions answered.
 //! Must never answer by scanning spans what the numbers can answer, and never lose anything without counting it.
 
+pub mod engine;
 pub mod numbers;
 pub mod span;
+pub mod store;
+pub mod wire;

@@ -61,6 +61,10 @@ pub struct Sender<'a> {
     pub resource: &'a [u8],
     /// The `InstrumentationScope` message as it came.
     pub scope: &'a [u8],
+    /// `schema_url` of the resource's spans.
+    pub resource_schema: &'a [u8],
+    /// `schema_url` of the scope's spans.
+    pub scope_schema: &'a [u8],
 }
 
 /// One span of an OTLP message, borrowed: ids, moments, and the attributes that numbers and indexes need.
