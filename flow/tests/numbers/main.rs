@@ -1,5 +1,4 @@
 //! What the numbers say, held against a count of all requests.
-#![expect(missing_docs, reason = "tests")]
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test may fail")]
 
 mod bounds;
