@@ -19,12 +19,12 @@ demo: demo-$(HOST) ## a small shop, one real sidecar before each service (HOST=e
 
 demo-sidecar:
 	@scripts/setup demo
-	@cargo build --profile quick -p throughline-proxy -p throughline-demo
+	@cargo build --profile quick -p throughline-proxy -p throughline-flow -p throughline-demo
 
 demo-envoy:
 	@scripts/setup demo-envoy
 	@$(MAKE) --no-print-directory wasm
-	@cargo build --profile quick -p throughline-demo
+	@cargo build --profile quick -p throughline-flow -p throughline-demo
 
 demo-%:
 	@echo 'HOST=$*: want sidecar or envoy' >&2; exit 2
@@ -69,6 +69,8 @@ fmt: ## format the code
 reference: ## write docs/settings.md and docs/metrics.md from their tables
 	@cargo run -q -p throughline-proxy -- --print-reference > docs/settings.md
 	@cargo run -q -p throughline-proxy -- --print-metrics > docs/metrics.md
+	@cargo run -q -p throughline-flow -- --print-reference > target/flow-settings.md
+	@sed -i '/^## Listeners/,$$d' docs/flow.md && sed -n '/^## Listeners/,$$p' target/flow-settings.md >> docs/flow.md
 
 clean: ## remove what was built
 	@cargo clean

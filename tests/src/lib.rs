@@ -8,6 +8,7 @@ pub mod canonical;
 pub mod collector;
 pub mod envoy;
 pub mod feed;
+pub mod flow;
 pub mod frames;
 pub mod grpc;
 pub mod judges;

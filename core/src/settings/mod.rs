@@ -3,11 +3,13 @@
 //! hands in what it found.
 
 mod filter;
+mod flow;
 mod otlp;
 mod source;
 mod value;
 
 pub use filter::{Direct, FILTER_ROWS, Filter};
+pub use flow::{FLOW_ROWS, Flow};
 pub use otlp::{Otlp, Signal};
 pub use source::{Found, Mistake, Sources};
 pub use value::{
@@ -445,9 +447,13 @@ impl Settings {
 /// Help for a terminal: every row under its heading.
 #[must_use]
 pub fn help() -> String {
+    help_of(ROWS)
+}
+
+fn help_of(rows: &[Row]) -> String {
     let mut out = String::new();
     let mut section = "";
-    for row in ROWS {
+    for row in rows {
         if row.section != section {
             section = row.section;
             out.push_str(&format!("\n{section}:\n"));
