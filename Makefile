@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The scripts look for what was built beside the source, whatever the user's own setting.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help demo demo-sidecar demo-envoy test quick wasm parity bench bench-core budgets fmt reference clean
+.PHONY: help demo demo-sidecar demo-envoy test quick wasm parity bench bench-core bench-flow budgets fmt reference clean
 
 help: ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -62,6 +62,10 @@ budgets: ## instructions of core, and sizes, against benches/budgets.toml
 bench-core: ## what an exchange and an edited event cost in core: time and allocations
 	@scripts/setup demo
 	@cargo run -q --release -p throughline-benches
+
+bench-flow: ## what a span costs the flow server within its process: CPU, bytes, a trace by id, lists (ARGS="spans runs")
+	@scripts/setup demo
+	@cargo bench -q -p throughline-flow --bench ingest -- $(ARGS)
 
 fmt: ## format the code
 	@cargo fmt --all
