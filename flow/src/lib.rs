@@ -2,6 +2,7 @@
 //! Must never answer by scanning spans what the numbers can answer, and never lose anything without counting it.
 
 pub mod engine;
+pub mod layout;
 pub mod numbers;
 pub mod span;
 pub mod store;
