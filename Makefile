@@ -63,9 +63,12 @@ bench-core: ## what an exchange and an edited event cost in core: time and alloc
 	@scripts/setup demo
 	@cargo run -q --release -p throughline-benches
 
-bench-flow: ## what a span costs the flow server within its process: CPU, bytes, a trace by id, lists (ARGS="spans runs")
+bench-flow: ## what a span costs the flow server: within its process (ARGS="spans runs"), and over loopback with clients looking on
 	@scripts/setup demo
 	@cargo bench -q -p throughline-flow --bench ingest -- $(ARGS)
+	@cargo bench -q -p throughline-flow --bench numbers
+	@cargo build -q --release -p throughline-flow
+	@cargo bench -q -p throughline-flow --bench loopback
 
 fmt: ## format the code
 	@cargo fmt --all

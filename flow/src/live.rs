@@ -238,7 +238,7 @@ impl Live {
                     }
                 }
                 // Forgotten when it is quiet, so that a span that comes late begins no second flow.
-                !quiet && !(crowded && flow.closed)
+                !(quiet || crowded && flow.closed)
             });
         }
         changed.sort_by_key(|(id, flow)| (flow.first_start, *id));

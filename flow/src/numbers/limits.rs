@@ -53,7 +53,7 @@ pub(super) const SUMS_REMEMBERED: usize = 256;
 /// How long sums that touch an open minute may be answered again.
 pub(super) const SUMS_FRESH_NANOS: u64 = 1_000_000_000;
 
-/// Span ids of one shard in one generation, at some 80 bytes each. A full generation ends early.
+/// Span ids of all shards in one generation, at some 130 bytes each. A full generation ends early.
 pub(super) const SPAN_IDS_MAX: usize = 200_000;
 /// A generation of span ids; an id is found for one to two of them.
 pub(super) const GENERATION_NANOS: u64 = 10_000_000_000;
