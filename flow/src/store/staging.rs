@@ -1007,8 +1007,7 @@ mod tests {
     }
 
     /// A small version of `make bench-flow`, by a ratio, since machines and builds differ: to read, keep and compress
-    /// a span must not cost more than what the stock decoder takes to make a struct of it, two and a half times over. It is
-    /// about half of it when both are optimised.
+    /// a span must not cost more than what the stock decoder takes to make a struct of it, two and a half times over.
     #[test]
     fn to_keep_a_span_costs_no_more_than_a_few_times_the_stock_decoder() {
         use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
