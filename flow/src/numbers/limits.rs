@@ -44,6 +44,14 @@ pub(super) const SPREAD_MAX: u64 = 360;
 /// A sender's clock may be ahead by this much; beyond that ours counts.
 pub(super) const AHEAD_NANOS: u64 = 60 * 1_000_000_000;
 
+/// What is said to be older than this counts as if it came when it was told.
+pub(super) const OLDEST_NANOS: u64 = MINUTES_KEPT * 60_000_000_000;
+
+/// Whether a moment that somebody names can be one of a minute that is kept.
+pub(super) fn is_of_our_time(unix_nanos: u64, now: u64) -> bool {
+    unix_nanos <= now.saturating_add(AHEAD_NANOS) && unix_nanos >= now.saturating_sub(OLDEST_NANOS)
+}
+
 /// Minutes that stay open for what comes late, before they are packed.
 pub(super) const OPEN_MINUTES: u64 = 3;
 /// Minutes are kept as such for this long, then as tens.
