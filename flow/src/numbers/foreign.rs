@@ -293,14 +293,14 @@ impl Shard {
             NONE
         };
         let nanos = span.end_unix_nanos.saturating_sub(span.start_unix_nanos);
-        let far = span.end_unix_nanos > now.saturating_add(limits::AHEAD_NANOS) || span.end_unix_nanos == 0;
+        let is_of_our_time = limits::is_of_our_time(span.end_unix_nanos, now);
         Info {
             met,
             kind: span.kind,
             ours: sender.ours,
             http: !known.method.is_empty() || !known.rpc_method.is_empty() || known.http_status > 0,
             class: u8::try_from(known.http_status / 100).unwrap_or(0).min(9),
-            minute: minute_of(if far { now } else { span.end_unix_nanos }),
+            minute: minute_of(if is_of_our_time { span.end_unix_nanos } else { now }),
             operation,
             route,
             error,

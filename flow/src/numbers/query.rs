@@ -71,11 +71,6 @@ pub(super) struct Remembered {
 
 /// Cells of all remembered sums.
 const CELLS_REMEMBERED: u64 = 400_000;
-/// An answer is given again for this many times as long as it took to make: questions take a twentieth of a core each
-/// at the most.
-const TIMES_ITS_COST: u64 = 20;
-/// But not for longer than this: senders push every minute.
-const GIVEN_AGAIN_NANOS: u64 = 10_000_000_000;
 /// While somebody makes the answer anew, one of this age is good enough for the others.
 const OLD_NANOS: u64 = 30_000_000_000;
 
@@ -199,11 +194,10 @@ impl Numbers {
         }
         let mut newer = Map::with_hasher(seed);
         sum(&open, &scopes, &mut newer);
-        let sums = self.state().resolve(&made.cells, newer);
+        let sums = self.resolve(&made.cells, newer);
         let world = World::of(&self.state(), self.options.health, window, &sums, asked == Asked::Services);
         let answer = Arc::new(make(&sums, &world));
-        let cost = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let good_for = cost.saturating_mul(TIMES_ITS_COST).clamp(limits::SUMS_FRESH_NANOS, GIVEN_AGAIN_NANOS);
+        let good_for = limits::fresh_for(began);
         *place.given.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, good_for, answer.clone()));
         answer
     }
@@ -291,24 +285,25 @@ impl Numbers {
     }
 }
 
-impl State {
+impl Numbers {
     /// The keys of summed cells, in an order that does not depend on chance.
     fn resolve(&self, packed: &[(u32, Cell)], mut newer: Cells) -> Sums {
-        let mut sums: Sums = Vec::with_capacity(packed.len() + newer.len());
-        let resolved = |series: u32, cell: Cell| {
-            let last = self.last.get(series as usize).copied().unwrap_or(0);
-            self.keys.key(series).map(|key| (*key, cell, last, series))
-        };
+        let mut cells: Vec<(u32, Cell)> = Vec::with_capacity(packed.len() + newer.len());
         for (series, cell) in packed {
             let mut cell = cell.clone();
             if let Some(more) = newer.remove(series) {
                 cell.add(&more);
             }
-            sums.extend(resolved(*series, cell));
+            cells.push((*series, cell));
         }
-        sums.extend(newer.into_iter().filter_map(|(series, cell)| resolved(series, cell)));
-        sums.sort_unstable_by_key(|(_, _, _, series)| *series);
-        sums
+        cells.extend(newer);
+        cells.sort_unstable_by_key(|(series, _)| *series);
+        let state = self.state();
+        let named = cells.into_iter().filter_map(|(series, cell)| {
+            let last = state.last.get(series as usize).copied().unwrap_or(0);
+            state.keys.key(series).map(|key| (*key, cell, last, series))
+        });
+        named.collect()
     }
 }
 

@@ -120,3 +120,28 @@ fn services_have_pods_versions_rates_and_neighbours() {
     let previous = window(2).previous();
     assert!(numbers.graph(&Filter::default(), previous).edges.is_empty());
 }
+
+#[test]
+fn moments_that_nobody_can_mean_are_taken_for_now() {
+    let numbers = numbers();
+    for number in 0..5_000_u64 {
+        let route = format!("/r{}", number % 5);
+        let rows = [("buy", route.as_str(), "", 1)];
+        // Thousands of senders, each at a time of its own, from 1970 to the far future.
+        serve_by(&numbers, &format!("orders-{number}"), &rows, number * 1_000_000_000_000_000);
+    }
+    numbers.tick(START + 2 * MINUTE);
+    assert_eq!(counts(&graph(&numbers, None), "user", "orders").0, 5_000);
+    let books = numbers.books();
+    assert!(books.bytes < 20 << 20, "{books:?}");
+}
+
+fn serve_by(numbers: &Numbers, instance: &str, rows: &[(&str, &str, &str, usize)], time: u64) {
+    let points = rows.iter().map(|(operation, route, _, count)| {
+        let labels = vec![text("app.operation.name", operation), text("http.route", route)];
+        explicit(labels, START, time, &Durations { nanos: vec![3_000_000; *count] })
+    });
+    let metric = histogram("http.server.request.duration", points.collect(), Cumulative);
+    let of = resource("orders", &[("service.instance.id", instance)]);
+    numbers.metrics(&request(of, "throughline", vec![metric]), START + MINUTE).unwrap();
+}

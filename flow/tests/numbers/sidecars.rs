@@ -371,4 +371,11 @@ fn an_edge_that_both_ends_tell_counts_once_and_has_both_views() {
     assert!(client.requests <= both.figures.requests && client.avg_ms > both.figures.avg_ms * 0.9);
     assert_eq!(edge_of("orders", "api.example.com:8080").told_by, ToldBy::Client);
     assert!(edge(&graph, "user", "web").is_some());
+    let places = graph.layout(&std::collections::HashMap::new());
+    let across = |id: &str| places[graph.nodes.iter().position(|node| node.id == id).unwrap()].x;
+    assert!(
+        across("user") < across("web")
+            && across("web") < across("orders")
+            && across("orders") < across("stock")
+    );
 }
