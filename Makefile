@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The scripts look for what was built beside the source, whatever the user's own setting.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help demo demo-sidecar demo-envoy test quick wasm parity bench bench-core budgets fmt reference clean
+.PHONY: help demo demo-sidecar demo-envoy test quick wasm parity bench bench-core bench-flow budgets fmt reference clean
 
 help: ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -19,12 +19,12 @@ demo: demo-$(HOST) ## a small shop, one real sidecar before each service (HOST=e
 
 demo-sidecar:
 	@scripts/setup demo
-	@cargo build --profile quick -p throughline-proxy -p throughline-demo
+	@cargo build --profile quick -p throughline-proxy -p throughline-flow -p throughline-demo
 
 demo-envoy:
 	@scripts/setup demo-envoy
 	@$(MAKE) --no-print-directory wasm
-	@cargo build --profile quick -p throughline-demo
+	@cargo build --profile quick -p throughline-flow -p throughline-demo
 
 demo-%:
 	@echo 'HOST=$*: want sidecar or envoy' >&2; exit 2
@@ -63,6 +63,13 @@ bench-core: ## what an exchange and an edited event cost in core: time and alloc
 	@scripts/setup demo
 	@cargo run -q --release -p throughline-benches
 
+bench-flow: ## what a span costs the flow server: within its process (ARGS="spans runs"), and over loopback with clients looking on
+	@scripts/setup demo
+	@cargo bench -q -p throughline-flow --bench ingest -- $(ARGS)
+	@cargo bench -q -p throughline-flow --bench numbers
+	@cargo build -q --release -p throughline-flow
+	@cargo bench -q -p throughline-flow --bench loopback
+
 fmt: ## format the code
 	@cargo fmt --all
 
@@ -70,6 +77,8 @@ reference: ## write docs/settings.md, docs/metrics.md and the chart's schema fro
 	@cargo run -q -p throughline-proxy -- --print-reference > docs/settings.md
 	@cargo run -q -p throughline-proxy -- --print-metrics > docs/metrics.md
 	@cargo run -q -p throughline-deploy > deploy/chart/throughline/values.schema.json
+	@cargo run -q -p throughline-flow -- --print-reference > target/flow-settings.md
+	@sed -i '/^## Listeners/,$$d' docs/flow.md && sed -n '/^## Listeners/,$$p' target/flow-settings.md >> docs/flow.md
 
 clean: ## remove what was built
 	@cargo clean

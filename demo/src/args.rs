@@ -14,6 +14,7 @@ usage: throughline-demo [options]
 
   --host WHICH    sidecar (throughline-proxy) or envoy (Envoy with the filter); default sidecar
   --proxy PATH    the throughline-proxy to run (default: the one beside this program)
+  --flow PATH     the throughline-flow to run (default: the one beside this program)
   --envoy PATH    the Envoy to run (default: the one that `make demo HOST=envoy` installs)
   --module PATH   the filter for it (default: the one that `make wasm` builds)
   --port N        port of the shop on 127.0.0.1 (default 8080; when it is taken, a free one)
@@ -41,6 +42,8 @@ pub(crate) struct Options {
     pub(crate) host: Host,
     /// The sidecar's binary, when it is not the one beside us.
     pub(crate) proxy: Option<PathBuf>,
+    /// The flow server's binary, when it is not the one beside us.
+    pub(crate) flow: Option<PathBuf>,
     /// Envoy's binary, when it is not the one that was installed for the demo.
     pub(crate) envoy: Option<PathBuf>,
     /// The filter, when it is not the one that was built last.
@@ -94,6 +97,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Asked, Str
     let mut options = Options {
         host: Host::Sidecar,
         proxy: None,
+        flow: None,
         envoy: None,
         module: None,
         port: PORT_DEFAULT,
@@ -117,6 +121,8 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Asked, Str
             "--host" => text(attached.or_else(|| rest.next()), "sidecar or envoy")
                 .and_then(|value| host(&value))
                 .map(|host| options.host = host),
+            "--flow" => text(attached.or_else(|| rest.next()), "the path of throughline-flow")
+                .map(|path| options.flow = Some(path.into())),
             "--envoy" => text(attached.or_else(|| rest.next()), "the path of envoy")
                 .map(|path| options.envoy = Some(path.into())),
             "--module" => text(attached.or_else(|| rest.next()), "the path of throughline.wasm")
@@ -188,6 +194,7 @@ mod tests {
         let expected = Options {
             host: Host::Sidecar,
             proxy: None,
+            flow: None,
             envoy: None,
             module: None,
             port: 8080,
@@ -203,6 +210,7 @@ mod tests {
         let expected = Options {
             host: Host::Envoy,
             proxy: Some("/x/throughline-proxy".into()),
+            flow: Some("/x/throughline-flow".into()),
             envoy: Some("/x/envoy".into()),
             module: Some("/x/throughline.wasm".into()),
             port: 0,
@@ -213,7 +221,7 @@ mod tests {
         assert_eq!(
             parsed(
                 "--proxy=/x/throughline-proxy --port 0 --once --color never --broker=own --host envoy \
-                 --envoy /x/envoy --module=/x/throughline.wasm"
+                 --flow /x/throughline-flow --envoy /x/envoy --module=/x/throughline.wasm"
             ),
             Ok(Asked::Run(expected))
         );

@@ -152,7 +152,7 @@ impl Envoy {
                     "OTEL_SERVICE_NAME": plan.service,
                     "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
                     "OTEL_EXPORTER_OTLP_ENDPOINT": format!("http://{}", plan.receiver),
-                    "OTEL_METRICS_EXPORTER": "none",
+                    "OTEL_METRIC_EXPORT_INTERVAL": "1000",
                     // Spans leave soon, so that a trace is drawn while its request is still in mind.
                     "OTEL_BSP_SCHEDULE_DELAY": "100",
                 }},

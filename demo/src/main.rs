@@ -1,5 +1,5 @@
 //! The demo: a small shop with one real `throughline-proxy`, or one real Envoy with the filter, in front of
-//! each service. Starts all of it, sends a few requests, draws each trace, and stays up for curl and the browser. Holds no
+//! each service, and a real `throughline-flow` behind them. Starts all of it, sends a few requests, draws each trace, and stays up for curl and the browser. Holds no
 //! tracing of its own: what it draws is what the sidecars exported.
 
 mod args;
@@ -7,6 +7,7 @@ mod broker;
 mod call;
 mod demo_broker;
 mod envoy;
+mod flow;
 mod process;
 mod receiver;
 mod screen;
@@ -185,16 +186,20 @@ async fn demo(options: &Options, pids: Pids) -> Result<(), End> {
         Host::Sidecar => Program::Proxy(sidecar_binary(options.proxy.as_deref())?),
         Host::Envoy => Program::Envoy(Envoy::find(options.envoy.as_deref(), options.module.as_deref())?),
     };
+    let flow = flow::binary(options.flow.as_deref())?;
     let mut signals = Signals::listen().map_err(|error| format!("no signal handlers: {error}"))?;
     let mut sidecars = Sidecars::new(program, Processes::new(pids.clone()));
-    let mut brokers = Processes::new(pids);
+    let mut brokers = Processes::new(pids.clone());
+    let mut flows = Processes::new(pids);
     let screen = Screen::open(options.color);
     let outcome = tokio::select! {
         biased;
         () = signals.any() => screen.say("\nending the sidecars\n").map_err(End::from),
-        outcome = story(options, &screen, &mut sidecars, &mut brokers) => outcome,
+        outcome = story(options, &screen, &mut sidecars, &mut brokers, (&flow, &mut flows)) => outcome,
     };
     sidecars.stop(signals.any()).await;
+    // After those who send to it.
+    flows.stop(signals.any()).await;
     // Its messages are the demo's own, so there is nothing to end in order.
     brokers.kill().await;
     outcome
@@ -241,15 +246,20 @@ async fn story(
     screen: &Screen,
     sidecars: &mut Sidecars,
     brokers: &mut Processes,
+    (flow, flows): (&Path, &mut Processes),
 ) -> Result<(), End> {
     let receiver = Receiver::start().await.map_err(|error| format!("no OTLP receiver: {error}"))?;
+    let flow = flow::start(flow, receiver.address(), flows).await?;
+    let flows = &*flows;
     let mut broker = Broker::start(options.broker, options.port, brokers).await?;
     let entrance = entrance(options.port, screen).await?;
-    let shop = open_shop(entrance, receiver.address(), broker.address(), sidecars).await?;
+    let shop = open_shop(entrance, flow.otlp, broker.address(), sidecars).await?;
     let sidecars = &*sidecars;
     screen.say(&format!(
         "Throughline demo: a shop of {count} services, one {what} in front of each.\n\
-         No service makes spans; what follows is what the sidecars exported.\n{broker}\n\n{legend}",
+         No service makes spans; what follows is what the sidecars exported, by way of throughline-flow.\n\
+         Look at it in a browser: http://{api}/\n{broker}\n\n{legend}",
+        api = flow.api,
         count = sidecars.len(),
         what = sidecars.what(),
         broker = broker.introduction(),
@@ -257,6 +267,7 @@ async fn story(
     ))?;
     tokio::select! {
         reason = sidecars.first_end() => Err(End::Failed(reason)),
+        reason = flows.first_end() => Err(End::Failed(reason)),
         outcome = scenes(options.stay, shop, &receiver, screen, &mut broker, brokers) => outcome,
     }
 }

@@ -162,7 +162,7 @@ fn command(binary: &Path, plan: &Plan<'_>) -> Command {
         .env("OTEL_SERVICE_NAME", plan.service)
         .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", plan.receiver))
-        .env("OTEL_METRICS_EXPORTER", "none")
+        .env("OTEL_METRIC_EXPORT_INTERVAL", "1000")
         // Spans leave soon, so that a trace is drawn while its request is still in mind.
         .env("OTEL_BSP_SCHEDULE_DELAY", "100")
         .env("THROUGHLINE_INBOUND_LISTEN", plan.inbound.to_string())

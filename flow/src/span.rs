@@ -61,6 +61,10 @@ pub struct Sender<'a> {
     pub resource: &'a [u8],
     /// The `InstrumentationScope` message as it came.
     pub scope: &'a [u8],
+    /// `schema_url` of the resource's spans.
+    pub resource_schema: &'a [u8],
+    /// `schema_url` of the scope's spans.
+    pub scope_schema: &'a [u8],
 }
 
 /// One span of an OTLP message, borrowed: ids, moments, and the attributes that numbers and indexes need.
@@ -112,6 +116,8 @@ pub struct Known<'a> {
     pub resends: u32,
     /// `server.address`.
     pub server_address: &'a [u8],
+    /// `server.port`; 0 where there is none.
+    pub server_port: u16,
     /// `throughline.peer.service`, else `peer.service`.
     pub peer_service: &'a [u8],
     /// `throughline.peer.namespace`.

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod collector;
 pub mod envoy;
 pub mod feed;
+pub mod flow;
 pub mod frames;
 pub mod grpc;
 pub mod judges;

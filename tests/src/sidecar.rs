@@ -539,7 +539,7 @@ impl Running {
         Running { name: name.to_owned(), child, stdout, stderr }
     }
 
-    async fn ready(&mut self) -> Value {
+    pub(crate) async fn ready(&mut self) -> Value {
         let is_ready = |line: &str| {
             let line: Value = serde_json::from_str(line).ok()?;
             (line["message"] == "ready").then_some(line)
@@ -559,6 +559,10 @@ impl Running {
 
     pub(crate) async fn ended(&self, code: Option<i32>) -> Ended {
         Ended { code, stderr: self.stderr.all().await, stdout: self.stdout.all().await }
+    }
+
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, signal: &str) {

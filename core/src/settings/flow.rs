@@ -44,8 +44,6 @@ super::settings! {
             "Bytes of exports that wait to be stored. More: 429, or RESOURCE_EXHAUSTED by gRPC."
         shards: u64 = "0", number::<0, 64>, "shards", ["THROUGHLINE_FLOW_SHARDS"];
             "Threads that store spans, each with the traces of its share of ids. 0: one for each core, four at the most."
-        environment: String = "", value::text, "environment", ["THROUGHLINE_FLOW_ENVIRONMENT"];
-            "The environment of senders that do not say theirs (deployment.environment.name)."
     }
     "Store" {
         data_dir: String = "throughline-flow-data", value::text, "data-dir", ["THROUGHLINE_FLOW_DATA_DIR"];
@@ -98,11 +96,7 @@ const CONFLICTS: &[Conflict] = &[
         "otlp-http",
         "a loopback address such as 127.0.0.1:4318, or token-file or otlp-open=on beside it: elsewhere anybody could send spans",
     ),
-    (
-        |flow| flow.data_dir.is_empty() && !flow.memory_only,
-        "data-dir",
-        "a folder, or memory-only=on",
-    ),
+    (|flow| flow.data_dir.is_empty() && !flow.memory_only, "data-dir", "a folder, or memory-only=on"),
 ];
 
 fn exposed(flow: &Flow, listen: Option<SocketAddr>) -> bool {
