@@ -3,6 +3,7 @@
 mod access_log;
 mod admin;
 mod args;
+mod browser;
 mod conform;
 mod control;
 mod export;
@@ -31,7 +32,7 @@ use std::time::Duration;
 
 use throughline_core::batch::Dropped;
 use throughline_core::exchange::{Tracer, Work};
-use throughline_core::settings::{Found, Settings};
+use throughline_core::settings::{self, Found, Settings};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -77,9 +78,10 @@ fn main() -> ExitCode {
 }
 
 /// What a start would say of the settings, the files that they name included.
-fn check(found: &Found<Settings>) -> Result<String, String> {
-    let _ = Exporters::new(&found.value)?;
-    let _ = forward::Upstreams::new(&found.value, 1)?;
+fn check(found: &Found<(Settings, settings::Browser)>) -> Result<String, String> {
+    let (settings, _) = &found.value;
+    let _ = Exporters::new(settings)?;
+    let _ = forward::Upstreams::new(settings, 1)?;
     let warnings = found.warnings.iter().map(|warning| format!("warning: {warning}\n"));
     Ok(std::iter::once("settings are right\n".to_owned()).chain(warnings).collect())
 }
@@ -99,8 +101,8 @@ fn fail(messages: &[String], code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(found: Found<Settings>) -> Result<(), Stop> {
-    let Found { value: settings, warnings } = found;
+fn run(found: Found<(Settings, settings::Browser)>) -> Result<(), Stop> {
+    let Found { value: (settings, browser), warnings } = found;
     log::set_level(settings.log_level);
     for warning in &warnings {
         log::warn(warning, &[]);
@@ -108,7 +110,7 @@ fn run(found: Found<Settings>) -> Result<(), Stop> {
     let failed = |error| Stop::Failed(format!("failed to start: {error}"));
     let runtime = worker::runtime().map_err(failed)?;
     let workers = Workers::start(worker::count(settings.worker_threads) - 1).map_err(failed)?;
-    let served = runtime.block_on(serve(settings, &workers));
+    let served = runtime.block_on(serve(settings, &browser, &workers));
     workers.stop();
     runtime.shutdown_background(); // a name that is being looked up is waited for by nobody
     served
@@ -148,7 +150,7 @@ fn listening(listener: std::net::TcpListener) -> Result<TcpListener, Stop> {
     TcpListener::from_std(listener).map_err(|error| Stop::Failed(format!("failed to listen: {error}")))
 }
 
-async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
+async fn serve(settings: Settings, browser: &settings::Browser, workers: &Workers) -> Result<(), Stop> {
     let deaf = |error| Stop::Failed(format!("failed to hear signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
@@ -168,6 +170,9 @@ async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
         tunnels: Semaphore::new(sidecar::TUNNELS_MAX as usize),
         holding: Semaphore::new(sidecar::HELD_KIB_MAX),
         control_calls: control::Calls::default(),
+        browser: browser
+            .pages(&settings)
+            .map(|config| browser::Browser::new(&config, browser.service_name(&settings), &settings)),
         settings,
     });
     // Before the first request: it is decided by what the file says already.
@@ -216,8 +221,8 @@ async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
     let deadline = deadline.min(Instant::now() + LAST_EXPORT);
     let _ = stop.send(Some(deadline));
     let _ = timeout_at(deadline, export).await;
-    sidecar.spans.drop_all(Dropped::Shutdown);
-    let books = sidecar.spans.books();
+    sidecar.queues().for_each(|queue| queue.drop_all(Dropped::Shutdown));
+    let books = sidecar.books();
     log::info(
         "stopped",
         &[

@@ -2,11 +2,13 @@
 //! parser, `--help` and the reference page all come from it. Reads no environment and no file itself: a host
 //! hands in what it found.
 
+mod browser;
 mod filter;
 mod otlp;
 mod source;
 mod value;
 
+pub use browser::{BROWSER_ROWS, Browser};
 pub use filter::{Direct, FILTER_ROWS, Filter};
 pub use otlp::{Otlp, Signal};
 pub use source::{Found, Mistake, Sources};
@@ -320,16 +322,18 @@ impl Settings {
         let mut reader = source::Reader::new(sources, ROWS);
         let settings = Self::read(&mut reader);
         let mut found = reader.finish(settings)?;
-        let conflicts: Vec<Mistake> = CONFLICTS
-            .iter()
-            .filter(|(conflicts, ..)| conflicts(&found.value))
-            .map(|(_, key, want)| sources.mistake(ROWS, key, want))
-            .collect();
+        let conflicts = found.value.conflicts(sources);
         if !conflicts.is_empty() {
             return Err(conflicts);
         }
         found.warnings.extend(found.value.unsupported());
         Ok(found)
+    }
+
+    /// Settings that make no sense together.
+    fn conflicts(&self, sources: &Sources) -> Vec<Mistake> {
+        let found = CONFLICTS.iter().filter(|(conflicts, ..)| conflicts(self));
+        found.map(|(_, key, want)| sources.mistake(ROWS, key, want)).collect()
     }
 
     /// What was asked for and is left out, one sentence each.
@@ -443,7 +447,7 @@ impl Settings {
 pub fn help() -> String {
     let mut out = String::new();
     let mut section = "";
-    for row in ROWS {
+    for row in ROWS.iter().chain(BROWSER_ROWS) {
         if row.section != section {
             section = row.section;
             out.push_str(&format!("\n{section}:\n"));
@@ -467,6 +471,7 @@ pub fn reference() -> String {
          the last table beside them.\n",
     );
     table(ROWS, |row| if filter::OF_THE_SIDECAR.contains(&row.key) { "¹" } else { "" }, &mut out);
+    table(BROWSER_ROWS, |_| "¹", &mut out);
     table(FILTER_ROWS, |_| "", &mut out);
     out
 }
