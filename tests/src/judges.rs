@@ -56,6 +56,62 @@ pub fn python(modules: &[&str]) -> Option<PathBuf> {
     }
 }
 
+/// A real browser and what drives it.
+#[derive(Debug)]
+pub struct Browser {
+    node: PathBuf,
+    library: PathBuf,
+    chromium: PathBuf,
+}
+
+impl Browser {
+    /// Node.js, Chromium and playwright-core; `None`, and said so, where one is missing.
+    pub fn found() -> Option<Browser> {
+        let node = installed("node")?;
+        let chromium = match std::env::var_os("THROUGHLINE_TEST_CHROMIUM") {
+            Some(path) => PathBuf::from(path),
+            None => installed("chromium")?,
+        };
+        let library = workspace().join("browser/node_modules/playwright-core");
+        if !library.is_dir() {
+            skipped("no playwright-core in browser/node_modules: npm ci --ignore-scripts in browser/");
+            return None;
+        }
+        Some(Browser { node, library, chromium })
+    }
+
+    /// Does the steps on a page of its own. Nothing may be wrong in the eyes of the page or the browser. Gives what
+    /// the steps that ask for a value gave.
+    pub async fn does(&self, steps: &[&[&str]]) -> Vec<Value> {
+        let (values, errors) = self.tries(steps).await;
+        assert_eq!(errors, [""; 0], "what the page and the browser said");
+        values
+    }
+
+    /// As `does`, with the errors that the page and the browser told of.
+    pub async fn tries(&self, steps: &[&[&str]]) -> (Vec<Value>, Vec<String>) {
+        let mut command = Command::new(&self.node);
+        let steps = serde_json::to_string(steps).expect("steps");
+        command.arg(workspace().join("tests/judges/browser.mjs")).arg(&self.library).arg(&self.chromium);
+        command.arg(steps);
+        for name in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"] {
+            command.env_remove(name);
+        }
+        let peer = PeerProcess::start("browser.mjs", command);
+        let done = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("done").cloned();
+        let done = tokio::time::timeout(BROWSER_PATIENCE, peer.running.stdout.line_whenever("done", done));
+        let done: Value = done
+            .await
+            .unwrap_or_else(|_| panic!("the browser did not come to an end in {BROWSER_PATIENCE:?}"));
+        let list = |key: &str| done[key].as_array().cloned().expect("a list");
+        let text = |error: &Value| error.as_str().unwrap_or_default().to_owned();
+        (list("values"), list("errors").iter().map(text).collect())
+    }
+}
+
+/// A browser takes seconds to start where the cores are busy.
+const BROWSER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
+
 /// A peer's process. Killed, by its own id, when the scenario is over.
 #[derive(Debug)]
 pub struct PeerProcess {
