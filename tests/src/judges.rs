@@ -77,7 +77,20 @@ impl Browser {
             skipped("no playwright-core in browser/node_modules: npm ci --ignore-scripts in browser/");
             return None;
         }
-        Some(Browser { node, library, chromium })
+        let tried = Command::new(&node).arg("-e").arg("require(process.argv[1])").arg(&library).output();
+        match tried {
+            Ok(output) if output.status.success() => Some(Browser { node, library, chromium }),
+            tried => {
+                let said = tried.map(|output| String::from_utf8_lossy(&output.stderr).trim().to_owned());
+                let said = said.unwrap_or_else(|error| error.to_string());
+                skipped(&format!(
+                    "{} and playwright-core: {}",
+                    node.display(),
+                    said.lines().last().unwrap_or("fails")
+                ));
+                None
+            }
+        }
     }
 
     /// Does the steps on a page of its own. Nothing may be wrong in the eyes of the page or the browser. Gives what

@@ -8,6 +8,8 @@ mod hostile;
 mod page;
 #[cfg(test)]
 mod script;
+#[cfg(test)]
+mod snippets;
 
 #[cfg(test)]
 use throughline_tests::mesh::PodPlan;
