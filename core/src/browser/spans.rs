@@ -71,17 +71,17 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn read(&mut self, body: &[u8]) -> Option<()> {
         let mut json = Scanner::new(body).ok()?;
-        object(&mut json, |json, key| match key {
-            "resourceSpans" => array(json, |json| self.resource_spans(json)),
+        object(&mut json, &mut |json, key| match key {
+            "resourceSpans" => array(json, &mut |json| self.resource_spans(json)),
             _ => skip(json),
         })?;
         json.finish().ok()
     }
 
     fn resource_spans(&mut self, json: &mut Scanner<'_>) -> Option<()> {
-        object(json, |json, key| match key {
-            "resource" => object(json, |json, key| match key {
-                "attributes" => attributes(json, |name, value| {
+        object(json, &mut |json, key| match key {
+            "resource" => object(json, &mut |json, key| match key {
+                "attributes" => attributes(json, &mut |name, value| {
                     // The resource is ours: the body's says nothing but the time.
                     if name == SENT {
                         self.sent_millis = value.int();
@@ -89,9 +89,9 @@ impl Reader {
                 }),
                 _ => skip(json),
             }),
-            "scopeSpans" => array(json, |json| {
-                object(json, |json, key| match key {
-                    "spans" => array(json, |json| self.span(json)),
+            "scopeSpans" => array(json, &mut |json| {
+                object(json, &mut |json, key| match key {
+                    "spans" => array(json, &mut |json| self.span(json)),
                     _ => skip(json),
                 })
             }),
@@ -102,7 +102,7 @@ impl Reader {
     fn span(&mut self, json: &mut Scanner<'_>) -> Option<()> {
         let mut raw = Raw { parent: Some(None), ..Raw::default() };
         let mut dropped = 0;
-        object(json, |json, key| {
+        object(json, &mut |json, key| {
             match key {
                 "traceId" => raw.trace_id = id(&text(json)?).and_then(TraceId::from_bytes),
                 "spanId" => raw.span_id = id(&text(json)?).and_then(SpanId::from_bytes),
@@ -115,14 +115,14 @@ impl Reader {
                 "kind" => raw.kind = number(json)?.unwrap_or(0),
                 "startTimeUnixNano" => raw.start = number(json)?,
                 "endTimeUnixNano" => raw.end = number(json)?,
-                "status" => object(json, |json, key| match key {
+                "status" => object(json, &mut |json, key| match key {
                     "code" => {
                         raw.failed = number(json)? == Some(2);
                         Some(())
                     }
                     _ => skip(json),
                 })?,
-                "attributes" => attributes(json, |name, value| {
+                "attributes" => attributes(json, &mut |name, value| {
                     dropped += u64::from(!raw.facts.take(name, &value));
                 })?,
                 _ => skip(json)?,
@@ -215,9 +215,10 @@ fn skip(json: &mut Scanner<'_>) -> Option<()> {
     json.skip().ok().map(drop)
 }
 
+// By pointer, like those below: each place that reads an object would have a copy of its own.
 fn object<'a>(
     json: &mut Scanner<'a>,
-    mut member: impl FnMut(&mut Scanner<'a>, &str) -> Option<()>,
+    member: &mut dyn FnMut(&mut Scanner<'a>, &str) -> Option<()>,
 ) -> Option<()> {
     let mut level = json.enter_object().ok()?;
     while let Some(key) = json.next_key(&mut level).ok()? {
@@ -227,7 +228,7 @@ fn object<'a>(
     Some(())
 }
 
-fn array<'a>(json: &mut Scanner<'a>, mut element: impl FnMut(&mut Scanner<'a>) -> Option<()>) -> Option<()> {
+fn array<'a>(json: &mut Scanner<'a>, element: &mut dyn FnMut(&mut Scanner<'a>) -> Option<()>) -> Option<()> {
     let mut level = json.enter_array().ok()?;
     while json.next_element(&mut level).ok()? {
         element(json)?;
@@ -235,13 +236,13 @@ fn array<'a>(json: &mut Scanner<'a>, mut element: impl FnMut(&mut Scanner<'a>) -
     Some(())
 }
 
-fn attributes<'a>(json: &mut Scanner<'a>, mut take: impl FnMut(&str, AnyValue<'a>)) -> Option<()> {
-    array(json, |json| {
+fn attributes<'a>(json: &mut Scanner<'a>, take: &mut dyn FnMut(&str, AnyValue<'a>)) -> Option<()> {
+    array(json, &mut |json| {
         let (mut name, mut value) = (Cow::Borrowed(""), AnyValue::Other);
-        object(json, |json, key| {
+        object(json, &mut |json, key| {
             match key {
                 "key" => name = text(json)?,
-                "value" => object(json, |json, key| {
+                "value" => object(json, &mut |json, key| {
                     match key {
                         "stringValue" => value = AnyValue::Text(text(json)?),
                         "intValue" => value = number(json)?.map_or(AnyValue::Other, AnyValue::Int),
