@@ -2,7 +2,6 @@
 //! are no exchanges and the application never sees them; and brings the cookie of a navigation before `core`. Decides
 //! nothing about a trace; never holds more bodies than allowed.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -164,7 +163,8 @@ pub(crate) struct BrowserLayer(pub(crate) Arc<Connection>);
 impl<S> Layer<S> for BrowserLayer {
     type Service = ForBrowsers<S>;
     fn layer(&self, inner: S) -> ForBrowsers<S> {
-        ForBrowsers { inner, connection: Arc::clone(&self.0) }
+        let serves = self.0.side == Side::Inbound && self.0.sidecar.browser.is_some();
+        ForBrowsers { inner, connection: serves.then(|| Arc::clone(&self.0)) }
     }
 }
 
@@ -172,7 +172,8 @@ impl<S> Layer<S> for BrowserLayer {
 #[derive(Clone, Debug)]
 pub(crate) struct ForBrowsers<S> {
     inner: S,
-    connection: Arc<Connection>,
+    /// None where browsers get nothing: a stack is cloned for each request, and this then costs it nothing.
+    connection: Option<Arc<Connection>>,
 }
 
 /// A body that is said whole.
@@ -182,58 +183,31 @@ pub(crate) trait Whole {
 
 impl<S, B, D> Service<Request<B>> for ForBrowsers<S>
 where
-    S: Service<Request<B>, Response = Response<D>>,
+    // Not a future of its own around the service's: every request would be larger for what few of them ask.
+    S: Service<Request<B>, Response = Response<D>, Future: From<Boxed<Response<D>>>>,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
     D: Whole + 'static,
 {
     type Response = Response<D>;
     type Error = S::Error;
-    type Future = BrowserFuture<S::Future, D>;
+    type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let sidecar = &self.connection.sidecar;
-        let is_ours = sidecar.browser.is_some()
-            && self.connection.side == Side::Inbound
-            && matches!(request.uri().path(), SCRIPT_PATH | SPANS_PATH);
-        if !is_ours {
-            return BrowserFuture::Passed { inner: self.inner.call(request) };
-        }
-        let connection = Arc::clone(&self.connection);
-        BrowserFuture::Own {
-            answer: Box::pin(async move {
-                let Some(browser) = &connection.sidecar.browser else {
-                    return answer(StatusCode::NOT_FOUND, Bytes::new()).map(D::whole);
-                };
-                own_path(browser, &connection, request).await.map(D::whole)
-            }),
-        }
-    }
-}
-
-pin_project_lite::pin_project! {
-    /// The answer, ours or the service's.
-    #[project = Projected]
-    pub(crate) enum BrowserFuture<F, D> {
-        Passed { #[pin] inner: F },
-        Own { answer: Boxed<Response<D>> },
-    }
-}
-
-impl<F, D, E> Future for BrowserFuture<F, D>
-where
-    F: Future<Output = Result<Response<D>, E>>,
-{
-    type Output = Result<Response<D>, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
-            Projected::Passed { inner } => inner.poll(cx),
-            Projected::Own { answer } => answer.as_mut().poll(cx).map(Ok),
-        }
+        let is_ours = || matches!(request.uri().path(), SCRIPT_PATH | SPANS_PATH);
+        let Some(connection) = self.connection.clone().filter(|_| is_ours()) else {
+            return self.inner.call(request);
+        };
+        let answer: Boxed<Response<D>> = Box::pin(async move {
+            let Some(browser) = &connection.sidecar.browser else {
+                return answer(StatusCode::NOT_FOUND, Bytes::new()).map(D::whole);
+            };
+            own_path(browser, &connection, request).await.map(D::whole)
+        });
+        answer.into()
     }
 }
 

@@ -393,8 +393,15 @@ pin_project_lite::pin_project! {
     pub(crate) enum TraceFuture<F, D> {
         /// Nothing is held: the way of most requests.
         Plain { #[pin] inner: F, live: Option<Box<Live>> },
-        /// Bodies are held.
+        /// Bodies are held, or nobody else has to be asked.
         Held { inner: crate::Boxed<Response<Traced<D>>> },
+    }
+}
+
+/// An answer that needs no upstream.
+impl<F, D> From<crate::Boxed<Response<Traced<D>>>> for TraceFuture<F, D> {
+    fn from(inner: crate::Boxed<Response<Traced<D>>>) -> Self {
+        Self::Held { inner }
     }
 }
 
