@@ -54,6 +54,13 @@ pub const METRIC_ADDRESSES_MAX: usize = 200;
 pub const METRIC_ERRORS_MAX: usize = 100;
 /// Series of the request metrics, OpenTelemetry's own default; further combinations add to the overflow series.
 pub const METRIC_SERIES_MAX: usize = 2_000;
+/// Buckets of one exponential histogram, 4 bytes each: at the finest scale a range of 1 to 1,000. A wider one takes a
+/// coarser scale. All series of requests together hold 5 MB of them at the most, and only where a setting asks for them.
+pub const METRIC_EXPONENTIAL_BUCKETS_MAX: usize = 640;
+/// Topics, subscriptions and types of events in metric labels; further ones count as `_other`.
+pub const METRIC_DESTINATIONS_MAX: usize = 200;
+/// Series of message metrics; further combinations add to the overflow series.
+pub const METRIC_MESSAGE_SERIES_MAX: usize = 500;
 /// Pairs of services in the service graph; further ones count as `_other`.
 pub const METRIC_EDGES_MAX: usize = 300;
 /// Names of spans, by kind and status, in the span metrics; further ones count as `_other`.

@@ -153,6 +153,30 @@ pub mod metric {
     pub const SERVER_DURATION: &str = "http.server.request.duration";
     /// Duration of outbound exchanges, seconds.
     pub const CLIENT_DURATION: &str = "http.client.request.duration";
+    /// Messages that the application published.
+    pub const MESSAGES_SENT: &str = "messaging.client.sent.messages";
+    /// Messages that were delivered to the application.
+    pub const MESSAGES_CONSUMED: &str = "messaging.client.consumed.messages";
+    /// Duration of processing what was delivered, seconds.
+    pub const PROCESS_DURATION: &str = "messaging.process.duration";
+    /// From a message's publish to its delivery, seconds.
+    pub const MESSAGE_LAG: &str = "throughline.message.lag";
+    /// Inbound exchanges whose calls carried the context.
+    pub const CONTEXT_FORWARDED: &str = "throughline.context.forwarded";
+    /// Inbound exchanges whose calls carried none.
+    pub const CONTEXT_DROPPED: &str = "throughline.context.dropped";
+    /// Propagation headers that were unusable.
+    pub const CONTEXT_INVALID: &str = "throughline.context.invalid";
+    /// Calls on which something was restored.
+    pub const CONTEXT_RESTORED: &str = "throughline.context.restored";
+    /// Calls without context while exchanges were in flight.
+    pub const CALLS_WITHOUT_CONTEXT: &str = "throughline.calls_without_context";
+    /// Calls with the context of a trace that none of the exchanges in flight has.
+    pub const CALLS_OF_OTHER_TRACES: &str = "throughline.calls_of_other_traces";
+    /// Operation names that were left alone.
+    pub const OPERATIONS_IGNORED: &str = "throughline.operations_ignored";
+    /// Bodies that may hold events and went on as they were.
+    pub const EVENTS_UNTOUCHED: &str = "throughline.events_untouched";
 }
 
 /// Name of the instrumentation scope of every span and metric.

@@ -21,6 +21,7 @@ mod steady {
     use throughline_core::ids::{Ids, SpanId, TraceId};
     use throughline_core::limits::METRIC_SERIES_MAX;
     use throughline_core::mesh::Mesh;
+    use throughline_core::metrics::Aggregation;
     use throughline_core::peer::Peer;
     use throughline_core::prometheus::{Form, Text};
     use throughline_core::redact::Query;
@@ -142,10 +143,14 @@ mod steady {
     }
 
     fn tracer(root: Root) -> Tracer {
-        tracer_at(root, Trust::Mesh)
+        tracer_with(root, Aggregation::Explicit)
     }
 
-    fn tracer_at(root: Root, trust: Trust) -> Tracer {
+    fn tracer_with(root: Root, aggregation: Aggregation) -> Tracer {
+        tracer_at(root, aggregation, Trust::Mesh)
+    }
+
+    fn tracer_at(root: Root, aggregation: Aggregation, trust: Trust) -> Tracer {
         let config = Config {
             enabled: true,
             mode: throughline_core::mode::Mode::Hybrid,
@@ -167,6 +172,7 @@ mod steady {
             root_unsampled: RootUnsampled::Flag,
             capture_request_headers: Vec::new(),
             capture_response_headers: Vec::new(),
+            aggregation,
             attribute_bytes_max: None,
             event_context: throughline_core::exchange::EventContext::Rewrite,
             message_names: throughline_core::exchange::MessageNames::DestinationFirst,
@@ -176,7 +182,15 @@ mod steady {
 
     /// Allocations of one exchange, after so many others that every buffer has its size.
     fn of_one(root: Root, direction: Direction, fields: &[(&'static str, &str)], status: u16) -> usize {
-        let tracer = tracer(root);
+        of_one_with(&tracer(root), direction, fields, status)
+    }
+
+    fn of_one_with(
+        tracer: &Tracer,
+        direction: Direction,
+        fields: &[(&'static str, &str)],
+        status: u16,
+    ) -> usize {
         let mut batch =
             Batch::new(Bounds { queue_spans_max: 2048, chunk_spans_max: 512, flush_after_ms: 1000 });
         let (mut ids, mut carrier, mut now) = (Counting(0), Fixed::default(), Now::default());
@@ -188,7 +202,9 @@ mod steady {
             let before = ALLOCATIONS.get();
             let mut exchange = tracer.begin(&head, &mut carrier, now, &mut ids);
             carrier.fill(&[("content-type", "application/json")]);
-            exchange.response(&tracer, status, &mut carrier);
+            exchange.response(tracer, status, &mut carrier);
+            // From some microseconds to a second, again and again.
+            now.mono_nanos += 3_000 << (round % 19);
             let _ = tracer.end(exchange, Outcome::Complete, now, &mut batch);
             if round >= 3000 {
                 most = most.max(ALLOCATIONS.get() - before);
@@ -305,7 +321,7 @@ mod steady {
     fn a_million_operations_of_pages_keep_memory_within_its_bound() {
         const MANY: u32 = 1_000_000;
         let edge = Edge { operations: Vec::new(), operations_max: 100, sampled_per_second: 1 };
-        let tracer = tracer_at(Root::AlwaysOn, Trust::Edge(edge));
+        let tracer = tracer_at(Root::AlwaysOn, Aggregation::Explicit, Trust::Edge(edge));
         let bounds = Bounds { queue_spans_max: 2048, chunk_spans_max: 512, flush_after_ms: 1000 };
         let (mut own, mut of_pages) = (Batch::new(bounds), Batch::new(bounds));
         let limits = browser::Config {
@@ -385,5 +401,38 @@ mod steady {
         ] {
             assert_eq!(of_one(Root::AlwaysOff, direction, usual, status), 0, "{name}");
         }
+    }
+    #[test]
+    fn exponential_histograms_allocate_while_their_range_grows_and_no_more() {
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            let tracer = tracer_with(Root::AlwaysOn, Aggregation::Exponential);
+            assert_eq!(of_one_with(&tracer, direction, &[("x-operation-name", "checkout")], 200), 0);
+        }
+    }
+
+    #[test]
+    fn exponential_histograms_of_all_series_keep_within_their_bound() {
+        let bytes = [Aggregation::Explicit, Aggregation::Exponential].map(|aggregation| {
+            let tracer = tracer_with(Root::AlwaysOff, aggregation);
+            let mut batch =
+                Batch::new(Bounds { queue_spans_max: 2048, chunk_spans_max: 512, flush_after_ms: 1000 });
+            let (mut ids, mut carrier, mut now) = (Counting(0), Fixed::default(), Now::default());
+            let mut operation = String::new();
+            let before = LIVE_BYTES.get();
+            for number in 0..100_000_u32 {
+                operation.clear();
+                letters(&mut operation, number % 150);
+                carrier.fill(&[("x-operation-name", &operation)]);
+                let mut exchange = tracer.begin(&HEAD, &mut carrier, now, &mut ids);
+                carrier.fill(&[]);
+                exchange.response(&tracer, 200 + (number / 150 % 20) as u16, &mut carrier);
+                // From 1 µs to 18 minutes, which is more than any service's.
+                now.mono_nanos += 1_000 << (number / 3000 % 31);
+                let _ = tracer.end(exchange, Outcome::Complete, now, &mut batch);
+            }
+            LIVE_BYTES.get() - before
+        });
+        let grown = bytes[1] - bytes[0];
+        assert!((2 << 20..6 << 20).contains(&grown), "{grown} bytes more for {METRIC_SERIES_MAX} series");
     }
 }

@@ -77,7 +77,8 @@ fn usage() -> String {
          A flag wins over its environment variable, that over the YAML file of --config (same keys).\n\n\
          Try: throughline-proxy --inbound-listen 127.0.0.1:8080 --inbound-upstream 127.0.0.1:3000 \\\n\
          \x20                      --outbound-listen 127.0.0.1:15001 --otel-traces-exporter console\n\n\
-         Commands:\n  --help              this text\n  --version           the version\n  \
+         Commands:\n  init                redirect connections to a transparent sidecar; see init --help\n  \
+         --help              this text\n  --version           the version\n  \
          --check             check the settings, say what is wrong, and stop\n  \
          --print-reference   the reference page of all settings, in Markdown\n  \
          --print-metrics     the reference page of all metrics, in Markdown\n{}",

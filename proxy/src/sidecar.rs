@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::access_log::AccessLog;
 use crate::browser::Browser;
+use crate::capture::{Captured, Lease};
 use crate::export::SpanQueue;
 use crate::forward::Upstreams;
 use crate::host::{RandomIds, now};
@@ -33,6 +34,8 @@ pub(crate) struct Sidecar {
     pub(crate) tunnels: Semaphore,
     /// KiB of bodies that may still be held.
     pub(crate) holding: Semaphore,
+    /// The kernel's redirect, in transparent capture.
+    pub(crate) lease: Lease,
     /// Changes of tracing by calls.
     pub(crate) control_calls: crate::control::Calls,
     /// What browsers get, where they get anything.
@@ -78,8 +81,10 @@ pub(crate) struct Connection {
     pub(crate) side: Side,
     /// The caller's address.
     pub(crate) caller: IpAddr,
-    /// Where every request goes, when a CONNECT has said it.
+    /// Where every request goes, when a CONNECT or the kernel has said it.
     pub(crate) tunnel_to: Option<throughline_core::settings::Authority>,
+    /// What only a redirected connection has.
+    pub(crate) captured: Option<Captured>,
     pub(crate) progress: crate::stall::Progress,
 }
 

@@ -13,6 +13,7 @@ use throughline_core::prometheus::table::{self, Metric};
 use throughline_core::prometheus::{Form, Text};
 use throughline_core::settings::Settings;
 
+use crate::capture::Names;
 use crate::host::now;
 use crate::process;
 use crate::scrape::Scrape;
@@ -83,6 +84,11 @@ labels! {
     Connect { Ok = "ok", Refused = "refused", Failed = "failed" }
 }
 
+labels! {
+    /// What became of a redirected connection.
+    Captured { Ok = "ok", Refused = "refused", Failed = "failed" }
+}
+
 /// A counter per label.
 #[derive(Debug)]
 pub(crate) struct Family<const N: usize>([AtomicU64; N]);
@@ -114,6 +120,9 @@ pub(crate) struct Stats {
     reaped: Family<3>,
     exports: [Family<5>; 2],
     connects: Family<3>,
+    captured: [Family<3>; 2],
+    /// Names that TLS connections asked for.
+    pub(crate) tls_names: Names,
     maybe_twice: AtomicU64,
     tunnel_bytes: AtomicU64,
     access_lines_dropped: AtomicU64,
@@ -132,6 +141,11 @@ impl Stats {
 
     pub(crate) fn closed(&self, side: Side) {
         self.connections_open.add(side as usize, u64::MAX); // one less, in wrapping arithmetic
+    }
+
+    /// Whether one side has as many connections open as it may have.
+    pub(crate) fn is_full(&self, most: u64) -> bool {
+        self.connections_open.values().any(|open| open >= most)
     }
 
     pub(crate) fn refused(&self, refusal: Refusal) {
@@ -157,6 +171,12 @@ impl Stats {
         self.connects.add(how as usize, 1);
     }
 
+    pub(crate) fn captured(&self, side: Side, how: Captured) {
+        if let Some(family) = self.captured.get(side as usize) {
+            family.add(how as usize, 1);
+        }
+    }
+
     pub(crate) fn tunnelled(&self, bytes: u64) {
         self.tunnel_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -178,6 +198,10 @@ impl Stats {
         exchanges(&mut text, tracer);
         browsers(&mut text, sidecar.browser.as_ref().map(|browser| browser.pages().counters()));
         stats.connections(&mut text, settings.connections_max);
+        text.head(&table::CAPTURE_LEASE);
+        for (family, held) in sidecar.lease.held() {
+            text.value(&table::CAPTURE_LEASE, &[family], u64::from(held));
+        }
         stats.exports(&mut text);
         process::write(&mut text);
         Scrape::new(text, tracer.numbers(settings.graph_metrics))
@@ -201,6 +225,16 @@ impl Stats {
         family(text, &table::CONNECTIONS_REAPED, Reaped::LABELS, &self.reaped);
         family(text, &table::REQUESTS_REFUSED, Refusal::LABELS, &self.refused);
         family(text, &table::CONNECTS, Connect::LABELS, &self.connects);
+        text.head(&table::CAPTURED);
+        for (side, family) in Side::ALL.into_iter().zip(&self.captured) {
+            for (result, count) in Captured::LABELS.iter().zip(family.values()) {
+                text.value(&table::CAPTURED, &[side.as_str(), result], count);
+            }
+        }
+        text.head(&table::TLS_CONNECTIONS);
+        for (side, name, count) in self.tls_names.counts() {
+            text.value(&table::TLS_CONNECTIONS, &[side.as_str(), &name], count);
+        }
         text.single(&table::TUNNEL_BYTES, self.tunnel_bytes.load(Ordering::Relaxed));
         text.single(&table::ACCESS_LOG_DROPPED, self.access_lines_dropped.load(Ordering::Relaxed));
     }
@@ -309,17 +343,12 @@ fn exchanges(text: &mut Text, tracer: &Tracer) {
         text.value(&table::CONTEXT_DROPPED, &[route], *dropped);
     }
     text.head(&table::CONTEXT_INVALID);
-    for (header, count) in [
-        ("traceparent", counters.invalid_traceparent),
-        ("tracestate", counters.invalid_tracestate),
-        ("b3", counters.invalid_b3),
-        ("uber-trace-id", counters.invalid_jaeger),
-        ("x-trace-id", counters.invalid_trace_id),
-    ] {
+    for (header, count) in counters.invalid() {
         text.value(&table::CONTEXT_INVALID, &[header], count);
     }
     text.single(&table::CONTEXT_RESTORED, counters.restored);
     text.single(&table::CALLS_WITHOUT_CONTEXT, counters.calls_without_context);
+    text.single(&table::CALLS_OF_OTHER_TRACES, counters.calls_of_other_traces);
     text.single(&table::OPERATIONS_IGNORED, counters.operations_ignored);
     text.head(&table::EVENTS_UNTOUCHED);
     for (reason, count) in tracer.untouched() {

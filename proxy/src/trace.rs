@@ -240,10 +240,15 @@ impl Live {
             Some(_) => None,
             None => request.headers().get(HOST).cloned(),
         };
+        // HTTP/1.0 need not name anybody; then the kernel's word is the name.
+        let unnamed = match (uri.authority(), &host, &connection.tunnel_to) {
+            (None, None, Some(to)) => to.to_string(),
+            _ => String::new(),
+        };
         let authority = match (uri.authority(), &host) {
             (Some(authority), _) => authority.as_str().as_bytes(),
             (None, Some(host)) => host.as_bytes(),
-            (None, None) => b"",
+            (None, None) => unnamed.as_bytes(),
         };
         let pubsub = match connection.side {
             Side::Outbound => sidecar.upstreams.pubsub_of(&sidecar.own_ports, authority),
@@ -352,6 +357,11 @@ impl Live {
     /// The sidecar answers itself, and that is the end of the exchange.
     fn answer_instead<D>(&mut self, failure: Failure) -> Response<Traced<D>> {
         let mut response = in_place_of_upstream(failure);
+        if let Some(captured) = self.connection.captured.as_ref().filter(|captured| captured.shows(failure)) {
+            captured.ends.resets(); // nobody sees the answer
+            self.end(Outcome::Failed { failure, answered: None });
+            return response;
+        }
         let status = response.status().as_u16();
         if let Some(exchange) = &mut self.exchange {
             let tracer = &self.connection.sidecar.tracer;
@@ -549,7 +559,12 @@ impl<D: Body<Data = Bytes, Error = Failure>> Body for Traced<D> {
                 let mut frame = ready!(body.as_mut().poll_frame(cx));
                 match &mut frame {
                     None => live.end(Outcome::Complete),
-                    Some(Err(failure)) => live.end(Outcome::Failed { failure: *failure, answered: None }),
+                    Some(Err(failure)) => {
+                        if let Some(captured) = &live.connection.captured {
+                            captured.broke();
+                        }
+                        live.end(Outcome::Failed { failure: *failure, answered: None });
+                    }
                     Some(Ok(frame)) => {
                         if let (Some(frames), Some(data)) = (frames.as_mut(), frame.data_ref()) {
                             let over_before = frames.messages_over_bound();

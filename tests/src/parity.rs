@@ -33,6 +33,11 @@ struct Extra {
     host: Host,
 }
 
+/// Scenarios that are told of when more differ: enough to see what is wrong.
+const APART_TOLD_MAX: usize = 30;
+/// Scenarios that may get a second look: more than a moment's stall explains is a fault.
+const APART_AGAIN_MAX: usize = 5;
+
 /// What a comparison found.
 #[derive(Debug, Default)]
 struct Found {
@@ -108,18 +113,19 @@ impl Differences {
             return Ok((found.scenarios, found.spans));
         }
         let mut trouble = String::new();
-        for (name, told) in &found.apart {
+        for (name, told) in found.apart.iter().take(APART_TOLD_MAX) {
             let _ = write!(trouble, "\n{name}:{told}");
         }
-        Err(trouble + &found.unused)
+        let (differ, of) = (found.apart.len(), found.scenarios);
+        Err(format!("{trouble}{}\n{differ} of {of} scenarios differ", found.unused))
     }
 
-    /// The filter expression of `cargo nextest` for the scenarios that differ, which `scripts/parity` runs once more;
-    /// an error where something else is wrong as well, which no second look mends.
+    /// The filter expression of `cargo nextest` for the few scenarios that differ, which `scripts/parity` runs once
+    /// more; an error where there are many, or none.
     pub fn again(&self, folder: &Path) -> Result<String, String> {
         let found = self.look(folder)?;
-        if found.apart.is_empty() || !found.unused.is_empty() {
-            return Err(format!("{} scenarios differ{}", found.apart.len(), found.unused));
+        if !(1..=APART_AGAIN_MAX).contains(&found.apart.len()) {
+            return Err(format!("{} scenarios differ: no second look", found.apart.len()));
         }
         let all: Vec<_> = found.apart.iter().map(|(name, _)| format!("({})", expression(name))).collect();
         Ok(all.join(" | "))

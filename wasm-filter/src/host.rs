@@ -7,10 +7,19 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use proxy_wasm::hostcalls;
 use throughline_core::carrier::Carrier;
 use throughline_core::exchange::Now;
 use throughline_core::ids::RandomIds;
+
+/// What becomes of the stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum Action {
+    /// It goes on.
+    Continue = 0,
+    /// It waits until it is told to go on.
+    Pause = 1,
+}
 
 /// Which headers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,6 +157,21 @@ fn fields(bytes: &[u8]) -> Option<Vec<Field>> {
     Some(fields)
 }
 
+/// Such a list for the host.
+fn list(fields: &[(&str, &[u8])]) -> Vec<u8> {
+    let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
+    let mut bytes = number(fields.len()).to_vec();
+    for (name, value) in fields {
+        bytes.extend_from_slice(&number(name.len()));
+        bytes.extend_from_slice(&number(value.len()));
+    }
+    for text in fields.iter().flat_map(|(name, value)| [name.as_bytes(), value]) {
+        bytes.extend_from_slice(text);
+        bytes.push(0);
+    }
+    bytes
+}
+
 impl Carrier for Headers {
     fn get(&self, name: &str) -> Option<&[u8]> {
         self.raw(name)
@@ -263,13 +287,8 @@ pub(crate) fn call_http(
     body: Option<&[u8]>,
     timeout: Duration,
 ) -> Option<u32> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the crate hands the answer on only for calls that it made itself; Envoy says nothing but ok, \
-                  bad argument and internal failure, and these it knows"
-    )]
-    let token = hostcalls::dispatch_http_call(cluster, headers, body, Vec::new(), timeout);
-    token.ok()
+    let headers: Vec<_> = headers.into_iter().map(|(name, value)| (name, value.as_bytes())).collect();
+    abi::call_http(cluster, &list(&headers), body.unwrap_or_default(), &list(&[]), millis(timeout))
 }
 
 /// Calls a gRPC method at a cluster; the answer comes to the root context.
@@ -282,13 +301,11 @@ pub(crate) fn call_grpc(
     timeout: Duration,
 ) -> Option<u32> {
     let target = grpc_service(cluster, authority);
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the crate hands the answer on only for calls that it made itself; for a well-formed `GrpcService` \
-                  Envoy says nothing but ok, parse failure and internal failure, and these it knows"
-    )]
-    let token = hostcalls::dispatch_grpc_call(&target, service, "Export", metadata, Some(message), timeout);
-    token.ok()
+    abi::call_grpc(&target, service, "Export", &list(&metadata), message, millis(timeout))
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// `GrpcService{envoy_grpc=1{cluster_name=1, authority=2}}`. A bare name would be taken for the bytes of such a

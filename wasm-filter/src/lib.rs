@@ -9,6 +9,8 @@ mod outcome;
 mod settings;
 
 #[cfg(target_os = "wasi")]
+mod callbacks;
+#[cfg(target_os = "wasi")]
 mod control;
 #[cfg(target_os = "wasi")]
 mod crossing;
@@ -24,10 +26,3 @@ mod stats;
 mod stream;
 #[cfg(target_os = "wasi")]
 mod worker;
-
-#[cfg(target_os = "wasi")]
-mod start {
-    proxy_wasm::main! {{
-        proxy_wasm::set_root_context(|id| Box::new(crate::root::Root::new(id)));
-    }}
-}

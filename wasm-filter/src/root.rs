@@ -4,8 +4,6 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::ContextType;
 use throughline_core::exchange::Now;
 use throughline_core::names::{VERSION, attribute};
 use throughline_core::settings::{Direct, Settings};
@@ -77,8 +75,9 @@ impl Plugin {
     }
 }
 
-impl Context for Root {
-    fn on_http_call_response(&mut self, token: u32, _: usize, body_bytes: usize, _: usize) {
+impl Root {
+    /// An answer by HTTP has come.
+    pub(crate) fn answered_http(&mut self, token: u32, body_bytes: usize) {
         if let Some(plugin) = &self.plugin {
             let (worker, now) = (&plugin.worker, host::now());
             let of_control = worker.control.borrow_mut().answered(worker, token, body_bytes, now);
@@ -91,7 +90,8 @@ impl Context for Root {
         self.close_if_answered();
     }
 
-    fn on_grpc_call_response(&mut self, token: u32, status: u32, bytes: usize) {
+    /// An answer by gRPC has come.
+    pub(crate) fn answered_grpc(&mut self, token: u32, status: u32, bytes: usize) {
         if let Some(plugin) = &self.plugin {
             let (worker, now) = (&plugin.worker, host::now());
             let ours = worker.export.borrow_mut().answered_grpc(worker, token, status, bytes, now);
@@ -102,7 +102,8 @@ impl Context for Root {
         self.close_if_answered();
     }
 
-    fn on_done(&mut self) -> bool {
+    /// Envoy takes the context away: whether at once.
+    pub(crate) fn done(&mut self) -> bool {
         let Some(plugin) = &self.plugin else { return true };
         let worker = &plugin.worker;
         worker.export.borrow_mut().flush(worker, self.id, host::now(), true);
@@ -113,10 +114,9 @@ impl Context for Root {
         }
         !self.closing
     }
-}
 
-impl RootContext for Root {
-    fn on_configure(&mut self, bytes: usize) -> bool {
+    /// Reads the configuration; false where it is not taken.
+    pub(crate) fn configure(&mut self, bytes: usize) -> bool {
         let configuration = host::bytes(Buffer::Configuration, bytes.min(CONFIGURATION_BYTES_MAX));
         if configuration.len() != bytes {
             let max = CONFIGURATION_BYTES_MAX;
@@ -151,7 +151,8 @@ impl RootContext for Root {
         true
     }
 
-    fn on_tick(&mut self) {
+    /// What is due.
+    pub(crate) fn tick(&mut self) {
         let Some(Plugin { worker, period, pace, .. }) = &self.plugin else { return };
         let now = host::now();
         // Heads that wait too long for a body go on without being read.
@@ -182,13 +183,10 @@ impl RootContext for Root {
         pace.rest(*period, waits);
     }
 
-    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
+    /// A stream of this plugin; none before it is configured.
+    pub(crate) fn stream(&self, id: u32) -> Option<Stream> {
         let plugin = self.plugin.as_ref()?;
-        Some(Box::new(Stream::new(id, Rc::clone(&plugin.worker), plugin.direct, plugin.pace.clone())))
-    }
-
-    fn get_type(&self) -> Option<ContextType> {
-        Some(ContextType::HttpContext)
+        Some(Stream::new(id, Rc::clone(&plugin.worker), plugin.direct, plugin.pace.clone()))
     }
 }
 

@@ -67,18 +67,13 @@ impl Told {
         self.rare("throughline_context_overwritten", counts.overwritten);
         self.rare("throughline_heads_released", counts.released);
         let core = tracer.counters();
-        for (header, count) in [
-            ("traceparent", core.invalid_traceparent),
-            ("tracestate", core.invalid_tracestate),
-            ("b3", core.invalid_b3),
-            ("uber-trace-id", core.invalid_jaeger),
-            ("x-trace-id", core.invalid_trace_id),
-        ] {
+        for (header, count) in core.invalid() {
             self.labelled("throughline_context_invalid", "header", header, count);
         }
         self.rare("throughline_operations_ignored", core.operations_ignored);
         self.rare("throughline_context_restored", core.restored);
         self.rare("throughline_calls_without_context", core.calls_without_context);
+        self.rare("throughline_calls_of_other_traces", core.calls_of_other_traces);
         self.rare("throughline_in_flight_full", core.in_flight_full);
         self.rare("throughline_probes", core.probes);
         for (reason, count) in KeepReason::ALL.into_iter().zip(core.kept) {

@@ -6,8 +6,6 @@ use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use proxy_wasm::traits::{Context, HttpContext};
-use proxy_wasm::types::Action;
 use throughline_core::carrier::Carrier as _;
 use throughline_core::classify::{Direction, Failure};
 use throughline_core::events::grpc_frame::{Reassembler, first_message, reframe};
@@ -18,7 +16,7 @@ use throughline_core::exchange::{
 use throughline_core::propagation::traceparent;
 use throughline_core::settings::Direct;
 
-use crate::host::{self, Buffer, Headers, Map};
+use crate::host::{self, Action, Buffer, Headers, Map};
 use crate::outcome::{self, Ending};
 use crate::worker::{Pace, Waiting, Worker};
 
@@ -439,7 +437,7 @@ impl Stream {
         }
     }
 
-    fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.stop_holding_request();
         self.stop_holding_response();
         if let Some(exchange) = self.exchange.as_ref().filter(|one| one.direction() == Direction::Inbound) {
@@ -486,10 +484,8 @@ impl Stream {
     }
 }
 
-impl Context for Stream {}
-
-impl HttpContext for Stream {
-    fn on_http_request_headers(&mut self, _: usize, end: bool) -> Action {
+impl Stream {
+    pub(crate) fn request_head(&mut self, end: bool) -> Action {
         let mut headers = Headers::of(Map::Request);
         if headers.raw(":method") == Some(b"CONNECT") {
             return Action::Continue; // a tunnel is no exchange: what is inside of it may be some
@@ -505,7 +501,7 @@ impl HttpContext for Stream {
         if end { Action::Continue } else { self.plan_request(&headers) }
     }
 
-    fn on_http_request_body(&mut self, bytes: usize, end: bool) -> Action {
+    pub(crate) fn request_body(&mut self, bytes: usize, end: bool) -> Action {
         if end {
             self.mark(Mark::RequestSent);
         }
@@ -542,7 +538,7 @@ impl HttpContext for Stream {
         }
     }
 
-    fn on_http_request_trailers(&mut self, _: usize) -> Action {
+    pub(crate) fn request_trailers(&mut self) -> Action {
         self.mark(Mark::RequestSent);
         if let Request::Held { bytes, released, .. } = &self.request {
             if !released.get() {
@@ -555,7 +551,7 @@ impl HttpContext for Stream {
         Action::Continue
     }
 
-    fn on_http_response_headers(&mut self, _: usize, end: bool) -> Action {
+    pub(crate) fn response_head(&mut self, end: bool) -> Action {
         let mut headers = Headers::of(Map::Response);
         let status = headers.raw(":status").and_then(|status| std::str::from_utf8(status).ok()?.parse().ok());
         self.whole = end;
@@ -577,7 +573,7 @@ impl HttpContext for Stream {
         if end { Action::Continue } else { self.plan_response(status, &headers) }
     }
 
-    fn on_http_response_body(&mut self, bytes: usize, end: bool) -> Action {
+    pub(crate) fn response_body(&mut self, bytes: usize, end: bool) -> Action {
         self.whole = end;
         match &mut self.response {
             Response::Passing => Action::Continue,
@@ -592,7 +588,7 @@ impl HttpContext for Stream {
         }
     }
 
-    fn on_http_response_trailers(&mut self, _: usize) -> Action {
+    pub(crate) fn response_trailers(&mut self) -> Action {
         self.whole = true;
         self.judge(|exchange, worker| {
             exchange.answer_trailers(&worker.tracer, &mut Headers::of(Map::ResponseTrailers));
@@ -602,10 +598,6 @@ impl HttpContext for Stream {
             return self.held_response(bytes, true);
         }
         Action::Continue
-    }
-
-    fn on_log(&mut self) {
-        self.end();
     }
 }
 

@@ -9,6 +9,7 @@ mod head;
 mod inject;
 mod messages;
 mod phases;
+mod propagated;
 mod record;
 mod remember;
 mod steer;

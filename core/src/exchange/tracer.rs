@@ -9,6 +9,7 @@ use super::extract::{Context, Invalids, Propagators, Reading, Seen};
 use super::inject::{Formats, PeerHeader, Plan, State};
 use super::messages::{EventContext, MessageNames, Messaging};
 use super::phases::Phases;
+use super::propagated::Propagation;
 use super::record::{self, Buffers};
 use super::steer::Steer;
 use super::{
@@ -27,10 +28,11 @@ use crate::intern::Interner;
 use crate::keep::{Keep, KeepReason, Learned, Slow};
 use crate::limits;
 use crate::mesh::Mesh;
-use crate::metrics::{Counted, Labels, Method, Numbers, Requests};
+use crate::metrics::{Aggregation, Counted, Deed, Labels, Method, Numbers, Requests, Tally};
 use crate::mode::Mode;
 use crate::names::{OTHER, TRACESTATE_KEY, attribute};
 use crate::operation::Operation;
+use crate::otlp::metrics::Metrics;
 use crate::otlp::{Attributes, Kind, Parent, Span, link};
 use crate::peer::Peer;
 use crate::prometheus::Exemplar;
@@ -98,6 +100,8 @@ pub struct Config {
     pub event_context: EventContext,
     /// How spans of messages are named.
     pub message_names: MessageNames,
+    /// How histograms are pushed.
+    pub aggregation: Aggregation,
     /// Bytes of an attribute's text, when fewer than the limit of [`crate::limits`].
     pub attribute_bytes_max: Option<usize>,
 }
@@ -121,6 +125,8 @@ pub struct Counters {
     pub restored: u64,
     /// Outbound calls that carried no context although exchanges were in flight.
     pub calls_without_context: u64,
+    /// Outbound calls with the context of a trace that none of the exchanges in flight had, though there were some.
+    pub calls_of_other_traces: u64,
     /// Inbound exchanges that found no place among those in flight.
     pub in_flight_full: u64,
     /// Exchanges of kubelet's probes.
@@ -131,6 +137,20 @@ pub struct Counters {
     pub over_budget: u64,
     /// Exchanges that were kept although the head said no, in the order of [`KeepReason::ALL`].
     pub kept: [u64; KeepReason::ALL.len()],
+}
+
+impl Counters {
+    /// Propagation headers that were unusable, by their names.
+    #[must_use]
+    pub fn invalid(&self) -> [(&'static str, u64); 5] {
+        [
+            ("traceparent", self.invalid_traceparent),
+            ("tracestate", self.invalid_tracestate),
+            ("b3", self.invalid_b3),
+            ("uber-trace-id", self.invalid_jaeger),
+            ("x-trace-id", self.invalid_trace_id),
+        ]
+    }
 }
 
 /// Shared by all exchanges of a process.
@@ -218,7 +238,7 @@ impl Tracer {
             work: Bucket::new(limits::WORK_SPANS_PER_SECOND_MAX, limits::WORK_SPANS_AT_ONCE_MAX),
             in_flight: InFlight::new(seed),
             routes: Routes::new(config.routes_max, seed),
-            requests: Requests::new(seed),
+            requests: Requests::new(config.aggregation, seed),
             learned: Default::default(),
             contexts: Vec::new(),
             overwritten: false,
@@ -835,6 +855,9 @@ impl Tracer {
                 belonging.inbound = Some(inbound.clone());
                 belonging.place = Some(place);
                 belonging.overwritten = shared.overwritten && named.is_none();
+            } else if named.is_none() && shared.in_flight.len() > 0 {
+                // By our member a call is known that comes too late: it has the trace that it was given.
+                shared.counters.calls_of_other_traces += 1;
             }
             return belonging;
         }
@@ -1071,6 +1094,24 @@ impl Tracer {
         drop(self.lock().in_flight.remove(place));
     }
 
+    /// A message on its way, to be counted when its exchange is over.
+    pub(super) fn message(
+        &self,
+        deed: Deed,
+        pubsub: bool,
+        destination: &str,
+        operation: Option<&Operation>,
+        lag_nanos: Option<u64>,
+    ) -> Tally {
+        let operation = operation.map_or("", Operation::as_str);
+        self.lock().requests.message(deed, pubsub, destination, operation, lag_nanos)
+    }
+
+    /// Messages that were handed on while their exchange goes on.
+    pub(super) fn messages_handed_on(&self, tallies: &[Tally]) {
+        self.lock().requests.messages(tallies, None, 0);
+    }
+
     /// A body with messages goes on as it is, for this reason.
     pub fn count_untouched(&self, reason: &'static str) {
         let counts = &mut self.lock().untouched;
@@ -1133,26 +1174,32 @@ impl Tracer {
     /// for.
     #[must_use]
     pub fn numbers(&self, with_graph: bool) -> Numbers {
-        let (requests, routes) = self.counts();
+        let (requests, routes) = {
+            let shared = self.lock();
+            (shared.requests.for_page(), shared.routes.clone())
+        };
         Numbers::new(requests, routes, &self.config.service, with_graph)
     }
 
-    /// The request metrics as encoded OTLP metrics, over the time from `start` to `now`.
+    /// The metrics of exchanges, messages and contexts as encoded OTLP metrics, over the time from `start` to `now`.
     #[must_use]
     pub fn otlp_metrics(&self, start_unix_nanos: u64, now_unix_nanos: u64) -> Vec<u8> {
-        let (requests, routes) = self.counts();
-        let mut metrics = crate::otlp::metrics::Metrics::default();
-        requests.each(
-            |number| routes.name(number),
-            |series| metrics.add(&series, start_unix_nanos, now_unix_nanos),
-        );
+        let (requests, routes, propagation) = self.counts();
+        let mut metrics = Metrics::new(start_unix_nanos, now_unix_nanos);
+        requests.tell(&|number| routes.name(number), &mut metrics);
+        propagation.tell(&routes, &mut metrics);
         metrics.encode()
     }
 
     /// The numbers of one moment: copied, because writing them out takes too long to make exchanges wait.
-    fn counts(&self) -> (Requests, Routes) {
+    fn counts(&self) -> (Requests, Routes, Propagation) {
         let shared = self.lock();
-        (shared.requests.clone(), shared.routes.clone())
+        let propagation = Propagation {
+            counters: shared.counters,
+            contexts: shared.contexts.clone(),
+            untouched: shared.untouched.clone(),
+        };
+        (shared.requests.clone(), shared.routes.clone(), propagation)
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -1195,7 +1242,7 @@ impl Shared {
         let labels = Labels {
             direction: exchange.direction,
             https: exchange.https,
-            messages: exchange.messaging.as_ref().is_some_and(|messaging| messaging.is_involved()),
+            messages: exchange.messaging.as_ref().and_then(|messaging| messaging.metric_kind(is_inbound)),
             grpc: exchange.grpc,
             method: exchange.method,
             status,
@@ -1205,6 +1252,9 @@ impl Shared {
             peer: exchange.peer.as_ref().map(|peer| (&*peer.service, &*peer.namespace)),
             address: if is_inbound { "" } else { address },
         };
+        if let Some(messaging) = &exchange.messaging {
+            self.requests.messages(messaging.tallies(), error, nanos);
+        }
         (route, self.requests.record(&labels, nanos))
     }
 

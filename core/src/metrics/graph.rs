@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use super::{GRPC, Histogram, MESSAGES, Requests, method_of};
+use super::{DURATIONS, GRPC, Histogram, Requests, method_of};
 use crate::classify::Direction;
 use crate::hash::Seeded;
 use crate::intern::Interner;
@@ -75,7 +75,7 @@ impl Graph {
             let (key, histogram) = (&row.key, &row.histogram);
             let (peer, _) = requests.peer_of(key);
             let (address, _) = requests.address_of(key);
-            let messages = key.kind & MESSAGES != 0;
+            let messages = !key.messages().is_empty();
             let kind = match (messages, peer.is_empty()) {
                 (true, _) => MESSAGING_SYSTEM,
                 (false, true) => VIRTUAL_NODE,
@@ -126,17 +126,17 @@ impl Graph {
             }
         }
         for direction in [Direction::Inbound, Direction::Outbound] {
-            let Some(series) = requests.overflow(direction) else { continue };
+            let Some(histogram) = requests.overflow(direction) else { continue };
             if let Some(edge) = edges.of(others(), others) {
-                edge.requests += series.histogram.count();
+                edge.requests += histogram.count();
                 match direction {
-                    Direction::Inbound => edge.server.add(series.histogram),
-                    Direction::Outbound => edge.client.add(series.histogram),
+                    Direction::Inbound => edge.server.add(histogram),
+                    Direction::Outbound => edge.client.add(histogram),
                 }
             }
             let name = || span_labels(service, OTHER, direction, false);
             if let Some(group) = spans.of(name(), name) {
-                group.add(series.histogram);
+                group.add(histogram);
             }
         }
         Self { edges: edges.rows, spans: spans.rows, family: 0, row: 0 }
@@ -150,18 +150,20 @@ impl Graph {
             (GRAPH_FAILED, |text, labels, edge| text.line(GRAPH_FAILED.name, "", labels, edge.failed)),
             (GRAPH_SERVER, |text, labels, edge| {
                 if edge.server.count() > 0 {
-                    text.histogram(GRAPH_SERVER.name, labels, &edge.server, None);
+                    text.histogram(GRAPH_SERVER.name, labels, &DURATIONS, &edge.server, None);
                 }
             }),
             (GRAPH_CLIENT, |text, labels, edge| {
                 if edge.client.count() > 0 {
-                    text.histogram(GRAPH_CLIENT.name, labels, &edge.client, None);
+                    text.histogram(GRAPH_CLIENT.name, labels, &DURATIONS, &edge.client, None);
                 }
             }),
         ];
         const SPANS: [(Metric, Write<Histogram>); 2] = [
             (SPAN_CALLS, |text, labels, calls| text.line(SPAN_CALLS.name, "", labels, calls.count())),
-            (SPAN_LATENCY, |text, labels, calls| text.histogram(SPAN_LATENCY.name, labels, calls, None)),
+            (SPAN_LATENCY, |text, labels, calls| {
+                text.histogram(SPAN_LATENCY.name, labels, &DURATIONS, calls, None)
+            }),
         ];
         while text.len() < most {
             let more = if let Some((metric, write)) = EDGES.get(self.family) {

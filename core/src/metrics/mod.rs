@@ -3,9 +3,14 @@
 //! sums stay exact. [`graph`] adds them up by edges and span names, [`page`] writes them for Prometheus, and
 //! [`crate::otlp::metrics`] as OTLP.
 
+mod exponential;
 mod graph;
+mod histogram;
+mod messages;
 mod page;
 
+pub use histogram::{Aggregation, Bounds, DURATIONS, Histogram, LAGS};
+pub(crate) use messages::{Deed, Tally};
 pub use page::Numbers;
 
 use std::collections::HashMap;
@@ -14,31 +19,10 @@ use crate::classify::{Direction, ErrorType};
 use crate::hash::Seeded;
 use crate::intern::Interner;
 use crate::limits;
-use crate::names::attribute;
-use crate::prometheus::Exemplar;
-
-/// Upper bounds of the buckets, in seconds: what the HTTP metric conventions advise.
-pub const BOUNDS_SECONDS: [f64; 14] =
-    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
-const BOUNDS_NANOS: [u64; 14] = {
-    const MS: u64 = 1_000_000;
-    [
-        5 * MS,
-        10 * MS,
-        25 * MS,
-        50 * MS,
-        75 * MS,
-        100 * MS,
-        250 * MS,
-        500 * MS,
-        750 * MS,
-        1000 * MS,
-        2500 * MS,
-        5000 * MS,
-        7500 * MS,
-        10_000 * MS,
-    ]
-};
+use crate::names::{attribute, metric};
+use crate::otlp::metrics::Metrics;
+use crate::prometheus::{Exemplar, table};
+use messages::{Count, FAMILIES, Messages};
 
 /// What tells one series from another: small numbers, resolved when the series is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -56,12 +40,28 @@ struct Key {
 
 const OUTBOUND: u8 = 1;
 const HTTPS: u8 = 2;
-const MESSAGES: u8 = 4;
-const GRPC: u8 = 8;
+const GRPC: u8 = 4;
+/// Above the bits: what was done with messages, 0 for none.
+const MESSAGES_SHIFT: u8 = 4;
+
+/// Types of what is done with messages, as OpenTelemetry's messaging conventions have them
+/// (`messaging.operation.type`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MessageKind {
+    Send = 1,
+    Receive,
+    Process,
+    Settle,
+}
 
 impl Key {
     fn direction(&self) -> Direction {
         if self.kind & OUTBOUND == 0 { Direction::Inbound } else { Direction::Outbound }
+    }
+
+    fn messages(&self) -> &'static str {
+        const TYPES: [&str; 5] = ["", "send", "receive", "process", "settle"];
+        TYPES.get(usize::from(self.kind >> MESSAGES_SHIFT)).copied().unwrap_or_default()
     }
 }
 
@@ -71,8 +71,8 @@ pub(crate) struct Labels<'a> {
     pub(crate) direction: Direction,
     /// Whether the request came by TLS; told of inbound ones.
     pub(crate) https: bool,
-    /// Whether it carried messages.
-    pub(crate) messages: bool,
+    /// What it did with messages, if it carried some.
+    pub(crate) messages: Option<MessageKind>,
     pub(crate) grpc: bool,
     pub(crate) method: Method,
     pub(crate) status: Option<u16>,
@@ -108,48 +108,6 @@ impl Method {
     }
 }
 
-/// Numbers of one series.
-#[derive(Clone, Debug, Default)]
-pub struct Histogram {
-    /// Exchanges per bucket, the last one above every bound.
-    pub buckets: [u64; BOUNDS_SECONDS.len() + 1],
-    /// Sum of durations in nanoseconds.
-    pub sum_nanos: u64,
-}
-
-impl Histogram {
-    fn record(&mut self, nanos: u64) {
-        if let Some(bucket) = self.buckets.get_mut(bucket(nanos)) {
-            *bucket += 1;
-        }
-        self.sum_nanos = self.sum_nanos.saturating_add(nanos);
-    }
-
-    fn add(&mut self, other: &Self) {
-        for (bucket, more) in self.buckets.iter_mut().zip(&other.buckets) {
-            *bucket += more;
-        }
-        self.sum_nanos = self.sum_nanos.saturating_add(other.sum_nanos);
-    }
-
-    /// Exchanges in all buckets.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().sum()
-    }
-
-    /// Sum of durations in seconds.
-    #[must_use]
-    pub fn sum_seconds(&self) -> f64 {
-        self.sum_nanos as f64 / 1e9
-    }
-}
-
-/// The bucket that a duration falls into.
-pub(crate) fn bucket(nanos: u64) -> usize {
-    BOUNDS_NANOS.partition_point(|bound| *bound < nanos)
-}
-
 /// One series.
 #[derive(Clone, Debug)]
 struct Row {
@@ -174,35 +132,34 @@ pub(crate) struct Requests {
     peers: Interner,
     addresses: Interner,
     errors: Interner,
+    messages: Messages,
+    aggregation: Aggregation,
 }
 
-/// One series as it is shown: the metric's name, the labels (key, value), the numbers.
-#[derive(Debug)]
-pub struct Series<'a> {
-    /// Which metric.
-    pub direction: Direction,
-    /// Attributes, in a fixed order, without empty ones.
-    pub labels: Vec<(&'static str, &'a str)>,
+/// The labels of one series as they are shown: attributes in a fixed order, without empty ones.
+#[derive(Default, Debug)]
+pub(crate) struct Shown<'a> {
+    pub(crate) labels: Vec<(&'static str, &'a str)>,
     /// `http.response.status_code`, which is an integer in OTLP.
-    pub status: Option<u16>,
+    pub(crate) status: Option<u16>,
     /// `server.port`, which is one too.
-    pub port: Option<u16>,
+    pub(crate) port: Option<u16>,
     /// Whether this is the series of what is over the bound.
-    pub overflow: bool,
-    /// The numbers.
-    pub histogram: &'a Histogram,
+    pub(crate) overflow: bool,
 }
 
 impl Requests {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(aggregation: Aggregation, seed: u64) -> Self {
         Self {
             rows: Vec::new(),
             places: HashMap::with_hasher(Seeded(seed)),
-            overflow: Default::default(),
+            overflow: [(); 2].map(|()| Histogram::new(aggregation)),
             operations: Interner::new(limits::METRIC_OPERATIONS_MAX, seed),
             peers: Interner::new(limits::METRIC_PEERS_MAX, seed),
             addresses: Interner::new(limits::METRIC_ADDRESSES_MAX, seed),
             errors: Interner::new(limits::METRIC_ERRORS_MAX, seed),
+            messages: Messages::new(seed),
+            aggregation,
         }
     }
 
@@ -210,17 +167,12 @@ impl Requests {
         let outbound = labels.direction as u8;
         let key = Key {
             kind: outbound
-                | if labels.https { HTTPS } else { 0 }
-                | if labels.messages { MESSAGES } else { 0 }
-                | if labels.grpc { GRPC } else { 0 },
+                | if labels.https && labels.direction == Direction::Inbound { HTTPS } else { 0 }
+                | if labels.grpc { GRPC } else { 0 }
+                | labels.messages.map_or(0, |kind| (kind as u8) << MESSAGES_SHIFT),
             method: labels.method.0,
             status: labels.status.unwrap_or(0),
-            error: match labels.error {
-                None => Interner::NONE,
-                Some(ErrorType::Name(name)) => self.errors.number(name),
-                // The code is in `status` already: the label is made of it when shown.
-                Some(ErrorType::Code(_)) => Interner::OTHER,
-            },
+            error: self.error(labels.error),
             route: labels.route,
             operation: self.operations.number(labels.operation),
             peer: self.peer(labels.peer),
@@ -228,19 +180,19 @@ impl Requests {
         };
         if let Some(place) = self.places.get(&key) {
             if let Some(row) = self.rows.get_mut(*place as usize) {
-                row.histogram.record(nanos);
+                row.histogram.record(&DURATIONS, nanos);
             }
             return Counted(*place);
         }
         if self.rows.len() >= limits::METRIC_SERIES_MAX {
             if let Some(histogram) = self.overflow.get_mut(labels.direction as usize) {
-                histogram.record(nanos);
+                histogram.record(&DURATIONS, nanos);
             }
             return Counted(u32::MAX);
         }
         let place = u32::try_from(self.rows.len()).unwrap_or(u32::MAX);
-        let mut histogram = Histogram::default();
-        histogram.record(nanos);
+        let mut histogram = Histogram::new(self.aggregation);
+        histogram.record(&DURATIONS, nanos);
         self.rows.push(Row { key, histogram, exemplar: None });
         self.places.insert(key, place);
         Counted(place)
@@ -266,20 +218,75 @@ impl Requests {
         self.peers.number(joined)
     }
 
-    /// Visits every series. `route` names the numbers of the route table.
-    pub(crate) fn each<'a>(&'a self, route: impl Fn(u16) -> &'a str, mut visit: impl FnMut(Series<'a>)) {
-        for row in &self.rows {
-            visit(self.series(row, &route));
-        }
-        for direction in [Direction::Inbound, Direction::Outbound] {
-            if let Some(series) = self.overflow(direction) {
-                visit(series);
-            }
+    /// A copy of what `/metrics` shows: exponential buckets are most of the bytes, and it has none.
+    pub(crate) fn for_page(&self) -> Self {
+        Self {
+            rows: self.rows.iter().map(|row| Row { histogram: row.histogram.explicit(), ..*row }).collect(),
+            overflow: self.overflow.each_ref().map(Histogram::explicit),
+            messages: self.messages.for_page(),
+            places: HashMap::with_hasher(Seeded(0)),
+            operations: self.operations.clone(),
+            peers: self.peers.clone(),
+            addresses: self.addresses.clone(),
+            errors: self.errors.clone(),
+            aggregation: self.aggregation,
         }
     }
 
-    fn series<'a>(&'a self, row: &'a Row, route: impl Fn(u16) -> &'a str) -> Series<'a> {
-        let Row { key, histogram, .. } = row;
+    /// The number of a label. That of a code is in the status already: the label is made of it when shown.
+    fn error(&mut self, error: Option<ErrorType>) -> u16 {
+        match error {
+            None => Interner::NONE,
+            Some(ErrorType::Name(name)) => self.errors.number(name),
+            Some(ErrorType::Code(_)) => Interner::OTHER,
+        }
+    }
+
+    fn error_of(&self, error: u16, status: u16) -> &str {
+        if error == Interner::OTHER { code_text(status) } else { self.errors.name(error) }
+    }
+
+    /// Visits every series of a direction. `route` names the numbers of the route table.
+    pub(crate) fn each<'a>(
+        &'a self,
+        direction: Direction,
+        route: &dyn Fn(u16) -> &'a str,
+        mut visit: impl FnMut(&Shown<'a>, &'a Histogram),
+    ) {
+        for row in self.rows.iter().filter(|row| row.key.direction() == direction) {
+            visit(&self.shown(&row.key, route), &row.histogram);
+        }
+        if let Some(histogram) = self.overflow(direction) {
+            visit(&OVERFLOW, histogram);
+        }
+    }
+
+    /// All series as OTLP has them.
+    pub(crate) fn tell<'a>(&'a self, route: &dyn Fn(u16) -> &'a str, metrics: &mut Metrics) {
+        for (direction, name, metric) in [
+            (Direction::Inbound, metric::SERVER_DURATION, table::SERVER_DURATION),
+            (Direction::Outbound, metric::CLIENT_DURATION, table::CLIENT_DURATION),
+        ] {
+            self.each(direction, route, |shown, histogram| metrics.histogram(shown, &DURATIONS, histogram));
+            metrics.end(name, metric.help, "s");
+        }
+        for family in &FAMILIES {
+            self.each_of_messages(family, 0, |shown, count| {
+                match count {
+                    Count::Sum(count) => metrics.sum(shown, count),
+                    Count::Histogram(bounds, histogram) => metrics.histogram(shown, bounds, histogram),
+                }
+                true
+            });
+            metrics.end(
+                family.name,
+                family.metric.help,
+                if family.bounds.is_some() { "s" } else { "{message}" },
+            );
+        }
+    }
+
+    fn shown<'a>(&'a self, key: &'a Key, route: &dyn Fn(u16) -> &'a str) -> Shown<'a> {
         let (service, namespace) = self.peer_of(key);
         let (address, port) = self.address_of(key);
         let inbound = key.direction() == Direction::Inbound;
@@ -292,23 +299,18 @@ impl Requests {
             (attribute::PEER_SERVICE, service),
             (attribute::PEER_NAMESPACE, namespace),
             (attribute::SERVER_ADDRESS, address),
-            (
-                attribute::ERROR_TYPE,
-                if key.error == Interner::OTHER {
-                    code_text(key.status)
-                } else {
-                    self.errors.name(key.error)
-                },
-            ),
+            (attribute::ERROR_TYPE, self.error_of(key.error, key.status)),
+            (attribute::RPC_SYSTEM_NAME, if key.kind & GRPC == 0 { "" } else { "grpc" }),
+            (attribute::MESSAGING_OPERATION_TYPE, key.messages()),
         ];
         labels.retain(|(_, value)| !value.is_empty());
         let status = (key.status != 0).then_some(key.status);
-        Series { direction: key.direction(), labels, status, port, overflow: false, histogram }
+        Shown { labels, status, port, overflow: false }
     }
 
-    fn overflow(&self, direction: Direction) -> Option<Series<'_>> {
-        let histogram = self.overflow.get(direction as usize).filter(|histogram| histogram.count() > 0)?;
-        Some(Series { direction, labels: Vec::new(), status: None, port: None, overflow: true, histogram })
+    /// What is over the bound, if there is something.
+    fn overflow(&self, direction: Direction) -> Option<&Histogram> {
+        self.overflow.get(direction as usize).filter(|histogram| histogram.count() > 0)
     }
 
     fn peer_of(&self, key: &Key) -> (&str, &str) {
@@ -323,6 +325,8 @@ impl Requests {
         split.map_or((name, None), |(host, port)| (host, Some(port)))
     }
 }
+
+const OVERFLOW: Shown<'static> = Shown { labels: Vec::new(), status: None, port: None, overflow: true };
 
 fn method_of(key: &Key) -> &'static str {
     METHODS.get(usize::from(key.method)).copied().unwrap_or("_OTHER")
@@ -360,7 +364,7 @@ mod tests {
         Labels {
             direction: Direction::Inbound,
             https: false,
-            messages: false,
+            messages: None,
             grpc: false,
             method: Method::of("GET"),
             status: Some(503),
@@ -385,7 +389,7 @@ mod tests {
 
     #[test]
     fn an_exchange_is_counted_in_its_bucket_and_series() {
-        let mut requests = Requests::new(7);
+        let mut requests = Requests::new(Aggregation::Explicit, 7);
         requests.record(&labels("checkout"), 5_000_000);
         requests.record(&labels("checkout"), 5_000_001);
         requests.record(&labels("checkout"), 11_000_000_000);
@@ -407,32 +411,29 @@ mod tests {
 
     #[test]
     fn a_million_operations_stay_within_the_cap_and_none_is_lost() {
-        let mut requests = Requests::new(7);
+        let mut requests = Requests::new(Aggregation::Explicit, 7);
         let many = 1_000_000;
         for number in 0..many {
             requests.record(&labels(&format!("op{number}")), 1);
         }
         let (mut series, mut total) = (0, 0);
-        requests.each(
-            |_| "",
-            |one| {
-                series += 1;
-                total += one.histogram.count();
-            },
-        );
+        requests.each(Direction::Inbound, &|_| "", |_, histogram| {
+            series += 1;
+            total += histogram.count();
+        });
         assert_eq!((series, total), (limits::METRIC_OPERATIONS_MAX + 1, many));
         assert!(text(&requests).contains("app_operation_name=\"_other\""));
     }
 
     #[test]
     fn series_over_the_bound_go_to_the_overflow_and_sums_stay_exact() {
-        let mut requests = Requests::new(7);
+        let mut requests = Requests::new(Aggregation::Explicit, 7);
         let many = limits::METRIC_SERIES_MAX as u16 + 50;
         for route in 0..many {
             requests.record(&Labels { route, ..labels("a") }, 1);
         }
         let mut total = 0;
-        requests.each(|_| "x", |one| total += one.histogram.count());
+        requests.each(Direction::Inbound, &|_| "x", |_, histogram| total += histogram.count());
         assert_eq!(total, u64::from(many));
         assert!(text(&requests).contains("otel_metric_overflow=\"true\""));
     }

@@ -2,7 +2,8 @@
 //! is some megabytes, and nobody should have to hold it whole.
 
 use super::graph::Graph;
-use super::{Requests, Row, Series};
+use super::messages::{Count, FAMILIES};
+use super::{DURATIONS, OVERFLOW, Requests, Row, Shown};
 use crate::classify::Direction;
 use crate::names::attribute;
 use crate::prometheus::table::{CLIENT_DURATION, SERVER_DURATION};
@@ -23,6 +24,8 @@ pub struct Numbers {
 enum Stage {
     /// Series of this direction, from this row on.
     Durations(Direction, usize),
+    /// Series of this metric of messages, from this row on.
+    Messages(usize, usize),
     Graph(Box<Graph>),
     Over,
 }
@@ -40,6 +43,11 @@ impl Numbers {
                 Stage::Durations(direction, from) => match self.durations(direction, from, text, most) {
                     Some(row) => Stage::Durations(direction, row),
                     None if direction == Direction::Inbound => Stage::Durations(Direction::Outbound, 0),
+                    None => Stage::Messages(0, 0),
+                },
+                Stage::Messages(family, from) => match self.messages(family, from, text, most) {
+                    Some(row) => Stage::Messages(family, row),
+                    None if family + 1 < FAMILIES.len() => Stage::Messages(family + 1, 0),
                     None if self.with_graph => {
                         Stage::Graph(Box::new(Graph::of(&self.requests, &self.routes, &self.service)))
                     }
@@ -73,20 +81,39 @@ impl Numbers {
             if text.len() >= most {
                 return Some(place);
             }
-            let Row { histogram, exemplar, .. } = row;
-            let series = self.requests.series(row, |number| self.routes.name(number));
-            series.labels_into(&mut labels);
-            text.histogram(metric.name, &labels, histogram, exemplar.as_ref());
+            let Row { key, histogram, exemplar } = row;
+            self.requests.shown(key, &|number| self.routes.name(number)).labels_into(&mut labels);
+            text.histogram(metric.name, &labels, &DURATIONS, histogram, exemplar.as_ref());
         }
-        if let Some(series) = self.requests.overflow(direction) {
-            series.labels_into(&mut labels);
-            text.histogram(metric.name, &labels, series.histogram, None);
+        if let Some(histogram) = self.requests.overflow(direction) {
+            OVERFLOW.labels_into(&mut labels);
+            text.histogram(metric.name, &labels, &DURATIONS, histogram, None);
         }
         None
     }
+
+    /// The next row of the metric, if there is one.
+    fn messages(&self, family: usize, from: usize, text: &mut Text, most: usize) -> Option<usize> {
+        let family = FAMILIES.get(family)?;
+        if from == 0 {
+            text.head(&family.metric);
+        }
+        let (name, mut labels) = (family.metric.name, String::new());
+        self.requests.each_of_messages(family, from, |shown, count| {
+            if text.len() >= most {
+                return false;
+            }
+            shown.labels_into(&mut labels);
+            match count {
+                Count::Sum(count) => text.line(name, "", &labels, count),
+                Count::Histogram(bounds, histogram) => text.histogram(name, &labels, bounds, histogram, None),
+            }
+            true
+        })
+    }
 }
 
-impl Series<'_> {
+impl Shown<'_> {
     fn labels_into(&self, text: &mut String) {
         text.clear();
         for (key, value) in &self.labels {

@@ -39,9 +39,9 @@ impl<'a> Attributes<'a> {
         Self { out, field: 1, text_bytes_max: limits::ATTRIBUTE_VALUE_BYTES_MAX }
     }
 
-    /// Attributes of a histogram's point (`HistogramDataPoint.attributes`).
-    pub fn of_histogram_point(out: &'a mut Vec<u8>) -> Self {
-        Self { out, field: 9, text_bytes_max: limits::ATTRIBUTE_VALUE_BYTES_MAX }
+    /// Attributes of a data point, whose field they are by another number in each kind of point.
+    pub(crate) fn of_point(out: &'a mut Vec<u8>, field: u8) -> Self {
+        Self { out, field, text_bytes_max: limits::ATTRIBUTE_VALUE_BYTES_MAX }
     }
 
     /// A text attribute. Bytes that are no UTF-8 become U+FFFD.

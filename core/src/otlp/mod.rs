@@ -3,7 +3,7 @@
 
 pub mod answer;
 mod attribute;
-pub mod metrics;
+pub(crate) mod metrics;
 pub mod request;
 mod span;
 mod wire;

@@ -57,10 +57,20 @@ macro_rules! metrics {
 
 metrics! {
     "Requests" {
-        SERVER_DURATION: Histogram "http_server_request_duration_seconds" ["http_request_method", "http_route", "url_scheme", "app_operation_name", "throughline_peer_service", "throughline_peer_namespace", "error_type", "http_response_status_code", "otel_metric_overflow"]
+        SERVER_DURATION: Histogram "http_server_request_duration_seconds" ["http_request_method", "http_route", "url_scheme", "app_operation_name", "throughline_peer_service", "throughline_peer_namespace", "error_type", "rpc_system_name", "messaging_operation_type", "http_response_status_code", "otel_metric_overflow"]
             "Duration of inbound exchanges."
-        CLIENT_DURATION: Histogram "http_client_request_duration_seconds" ["http_request_method", "http_route", "app_operation_name", "throughline_peer_service", "throughline_peer_namespace", "server_address", "server_port", "error_type", "http_response_status_code", "otel_metric_overflow"]
+        CLIENT_DURATION: Histogram "http_client_request_duration_seconds" ["http_request_method", "http_route", "app_operation_name", "throughline_peer_service", "throughline_peer_namespace", "server_address", "server_port", "error_type", "rpc_system_name", "messaging_operation_type", "http_response_status_code", "otel_metric_overflow"]
             "Duration of outbound exchanges. http_route is the full method of a gRPC call."
+    }
+    "Messages" {
+        MESSAGES_SENT: Counter "messaging_client_sent_messages_total" ["messaging_system", "messaging_operation_name", "messaging_destination_name", "cloudevents_event_type", "app_operation_name", "error_type", "otel_metric_overflow"]
+            "Messages and events that the application published."
+        MESSAGES_CONSUMED: Counter "messaging_client_consumed_messages_total" ["messaging_system", "messaging_operation_name", "messaging_destination_subscription_name", "cloudevents_event_type", "app_operation_name", "error_type", "otel_metric_overflow"]
+            "Messages and events that were delivered to the application: pulled (receive) or pushed (process)."
+        PROCESS_DURATION: Histogram "messaging_process_duration_seconds" ["messaging_system", "messaging_operation_name", "messaging_destination_subscription_name", "cloudevents_event_type", "app_operation_name", "error_type", "otel_metric_overflow"]
+            "Duration of the application's answer to what was pushed to it. A batch is one."
+        MESSAGE_LAG: Histogram "throughline_message_lag_seconds" ["messaging_system", "messaging_operation_name", "messaging_destination_subscription_name", "app_operation_name", "otel_metric_overflow"]
+            "From the publish of a message, by the service's clock, to its delivery, by the sidecar's."
     }
     "Service graph" {
         GRAPH_REQUESTS: Counter "traces_service_graph_request_total" ["client", "server", "connection_type"]
@@ -123,6 +133,8 @@ metrics! {
             "Outbound requests on which the sidecar restored what the application did not forward."
         CALLS_WITHOUT_CONTEXT: Counter "throughline_calls_without_context_total" []
             "Outbound requests without context made while inbound ones were in flight."
+        CALLS_OF_OTHER_TRACES: Counter "throughline_calls_of_other_traces_total" []
+            "Outbound requests with the context of a trace that none of the inbound exchanges in flight has, while there were some: the application began a trace of its own, or works on something else beside."
         OPERATIONS_IGNORED: Counter "throughline_operations_ignored_total" []
             "Operation names that break the rule and were left alone."
         EVENTS_UNTOUCHED: Counter "throughline_events_untouched_total" ["reason"]
@@ -157,6 +169,12 @@ metrics! {
             "Requests answered by the sidecar itself: illegal, or not allowed."
         CONNECTS: Counter "throughline_connects_total" ["result"]
             "CONNECT requests on the outbound side."
+        CAPTURED: Counter "throughline_captured_connections_total" ["side", "result"]
+            "Connections in transparent capture: gone on to where they were going, refused because that is the sidecar itself, or failed to connect."
+        CAPTURE_LEASE: Gauge "throughline_capture_lease" ["family"]
+            "1 while the kernel takes the sidecar's heartbeat: connections are redirected to it."
+        TLS_CONNECTIONS: Counter "throughline_tls_connections_total" ["side", "server_name"]
+            "TLS connections that passed in transparent capture, by the name that the client asked for."
         TUNNEL_BYTES: Counter "throughline_tunnel_bytes_total" []
             "Bytes that passed untouched because they are no cleartext HTTP, both ways."
         ACCESS_LOG_DROPPED: Counter "throughline_access_log_dropped_total" []
@@ -205,7 +223,7 @@ const INTRODUCTION: &str = "# Metrics
 
 Generated from the table in `core/src/prometheus/table.rs` by `throughline-proxy --print-metrics`.
 What `GET /metrics` of the admin port has: Prometheus' text format, or OpenMetrics for a scraper that asks for it.
-`deploy/grafana/` has a dashboard and alerts that read them. The request durations are pushed by OTLP too.
+`deploy/grafana/` has a dashboard and alerts that read them. What [OTLP](#otlp) has is pushed too.
 ";
 
 const NOTES: &str = "
@@ -232,6 +250,9 @@ still counts, in a series that says so, so sums stay exact.
 | `error_type` | 100 | `_other` |
 | methods | those of RFC 9110 and `PATCH` | `_OTHER` |
 | series of both request metrics together | 2000 | one series for each direction: `otel_metric_overflow=\"true\"` |
+| topics, subscriptions and types of events | 200 | `_other` |
+| series of all metrics of messages together | 500 | one series for each metric: `otel_metric_overflow=\"true\"` |
+| names that TLS clients ask for, on each side | 100 | `_other` |
 | pairs of services in the service graph | 300 | `_other` |
 | names of spans | 500 | `_other` |
 
@@ -241,6 +262,33 @@ A series of a duration is 17 of Prometheus': 15 buckets, a sum and a count.
 
 In OpenMetrics, a bucket of a request duration may carry the trace id and the span id of the newest exchange of its
 series that became a span. Prometheus keeps them with `--enable-feature=exemplar-storage`.
+
+## OTLP
+
+With `otel-metrics-exporter=otlp` these are pushed: cumulative, with the start of the process as their start. Names and
+labels are those of this page with dots where OpenTelemetry has dots, without `_total` and `_seconds`, in seconds. What is
+0 is left out. The resource has the `service.instance.id` that the user gave, else a random one: two replicas are never taken
+for one.
+
+| pushed | as on this page |
+|---|---|
+| `http.server.request.duration`, `http.client.request.duration` | Requests |
+| `messaging.client.sent.messages`, `messaging.client.consumed.messages`, `messaging.process.duration`, `throughline.message.lag` | Messages |
+| `throughline.context.forwarded`, `.dropped`, by `http.route` | Propagation, by `route` |
+| `throughline.context.invalid`, `.restored`, `throughline.calls_without_context`, `.calls_of_other_traces`, `.operations_ignored`, `.events_untouched` | Propagation |
+
+`otel-exporter-otlp-metrics-default-histogram-aggregation=base2_exponential_bucket_histogram` pushes histograms with
+exponential buckets, whose quantiles are within 0.54 % of what was measured while the slowest of a series takes up to
+1,000 times as long as the fastest, and within 1.08 % up to 1,000,000 times: the scale of a series begins at 6, and falls
+by one when its range outgrows 640 buckets. A series holds 4 bytes for each bucket of its range, 2.5 KiB at the most.
+`/metrics` has the explicit bounds either way, and counts and sums are the same.
+
+## Messages
+
+What the sidecar reads in bodies and heads is counted, sampled or not: Pub/Sub's publish, pull, StreamingPull and push,
+and CloudEvents by HTTP, which have no `messaging_system` and are named by their type. In the modes `off` and
+`system-only` bodies are not read, so none are counted; nor are those that can't be read
+(`throughline_events_untouched_total`). What a publisher sends again counts again.
 
 ## Service graph
 
@@ -258,7 +306,8 @@ Tempo's metrics generator and the collector's connectors make metrics of the sam
 
 Its counters are in Envoy's own statistics, under the names of this page without `_total` and with Envoy's labels:
 `docs/envoy.md` lists them. It has no request durations there, since Envoy has its own (`envoy_http_downstream_rq_time`,
-`envoy_cluster_upstream_rq_time`); those by operation, route and peer are pushed by OTLP, under the names of this page.
+`envoy_cluster_upstream_rq_time`), nor those of messages; these, and durations by operation, route and peer, are pushed by
+OTLP. Counts are those of one worker, whose `service.instance.id` is its own: the sum of all is the proxy's.
 ";
 
 #[cfg(test)]

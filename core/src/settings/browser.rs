@@ -31,6 +31,7 @@ impl Browser {
         let settings = Settings::read(&mut reader);
         let browser = Self::read(&mut reader);
         let mut found = reader.finish(settings.zip(browser))?;
+        found.value.0.capture_listens();
         let (settings, browser) = &found.value;
         let mut conflicts = settings.conflicts(sources);
         if browser.on && (settings.trust != TrustName::Edge || settings.inbound_listen.is_none()) {

@@ -13,17 +13,18 @@ pub use filter::{Direct, FILTER_ROWS, Filter};
 pub use otlp::{Otlp, Signal};
 pub use source::{Found, Mistake, Sources};
 pub use value::{
-    AccessLog, Authority, Compression, Endpoint, Exporter, FixedRoute, LogLevel, PropagatorList, Protocol,
-    QueryMode, SamplerName, TrustName,
+    AccessLog, Authority, Capture, Compression, Endpoint, Exporter, FixedRoute, LogLevel, Probe,
+    PropagatorList, Protocol, QueryMode, SamplerName, TrustName,
 };
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::adaptive::Adaptive;
 use crate::exchange::{Config, Edge, EventContext, MessageNames, ResponseHeaders, RootUnsampled, Trust};
 use crate::keep::{Keep, Slow};
 use crate::mesh::{Inside, Mesh};
+use crate::metrics::Aggregation;
 use crate::mode::Mode;
 use crate::names::{VERSION, attribute};
 use crate::peer::Peer;
@@ -89,18 +90,22 @@ settings! {
     /// Every setting of the sidecar, read and checked.
     Settings, ROWS;
     "Capture" {
+        capture: Capture = "reverse", value::capture, "capture", ["THROUGHLINE_CAPTURE"];
+            "reverse: callers are sent to the sidecar's ports, by a Service or a proxy setting. transparent: the rules of `throughline-proxy init` redirect the application's connections, which go on to where they were going; what is no cleartext HTTP passes untouched."
         inbound_listen: Option<SocketAddr> = "", optional(value::listen), "inbound-listen", ["THROUGHLINE_INBOUND_LISTEN"];
-            "Where requests to the application arrive. Unset: no inbound side."
+            "Where requests to the application arrive. Unset: no inbound side; in transparent capture port 15106 of all addresses. In transparent capture, 0.0.0.0 and 127.0.0.1 stand for [::] and [::1] as well."
         inbound_upstream: Option<Authority> = "", optional(value::authority), "inbound-upstream", ["THROUGHLINE_INBOUND_UPSTREAM"];
-            "The application itself: where inbound requests go."
+            "The application itself: where inbound requests go. Not for transparent capture."
         outbound_listen: Option<SocketAddr> = "", optional(value::listen), "outbound-listen", ["THROUGHLINE_OUTBOUND_LISTEN"];
-            "Where the application's own requests arrive: as an HTTP proxy (absolute form, CONNECT), or routed by Host. Unset: no outbound side."
+            "Where the application's own requests arrive: as an HTTP proxy (absolute form, CONNECT), or routed by Host. Unset: no outbound side; in transparent capture port 15101 of loopback."
         outbound_routes: Vec<FixedRoute> = "", list(value::route), "outbound-routes", ["THROUGHLINE_OUTBOUND_ROUTES"];
             "Where outbound requests for a name go instead of where DNS says: name=host:port, separated by commas. Such destinations are inside the mesh."
         outbound_anywhere: bool = "off", value::switch, "outbound-anywhere", ["THROUGHLINE_OUTBOUND_ANYWHERE"];
             "Let the outbound side listen on an address that is not loopback. Whoever reaches it can use it as a proxy."
         admin_listen: SocketAddr = "127.0.0.1:15190", value::listen, "admin-listen", ["THROUGHLINE_ADMIN_LISTEN"];
-            "Where /livez, /readyz, /metrics, /drain and /api/tracing/ are served."
+            "Where /livez, /readyz, /metrics, /drain, /probe/ and /api/tracing/ are served."
+        probes: Vec<Probe> = "", list(value::probe), "probes", ["THROUGHLINE_PROBES"];
+            "Questions about the application, asked at the address at which the admin port was reached: tcp:PORT, grpc:PORT[/SERVICE], http:PORT/PATH, https:PORT/PATH, separated by commas. /probe/0 answers the first with 200 or 503, /probe/1 the second, and so on."
         admin_token_file: String = "", value::text, "admin-token-file", ["THROUGHLINE_ADMIN_TOKEN_FILE"];
             "File with the bearer token by which callers on other hosts may change tracing. Unset: only callers on the same host may. Read for each such call."
         mesh_hosts: Vec<Inside> = "", list(value::inside), "mesh-hosts", ["THROUGHLINE_MESH_HOSTS"];
@@ -197,6 +202,8 @@ settings! {
             "otlp (pushed beside the spans) or none. /metrics is served either way."
         metric_interval_ms: u64 = "60000", number::<100, 3_600_000>, "otel-metric-export-interval", ["OTEL_METRIC_EXPORT_INTERVAL"], lenient;
             "Milliseconds between two pushes of metrics."
+        aggregation: Aggregation = "explicit_bucket_histogram", value::aggregation, "otel-exporter-otlp-metrics-default-histogram-aggregation", ["OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"], lenient;
+            "explicit_bucket_histogram or base2_exponential_bucket_histogram: how histograms are pushed. Exponential ones tell quantiles within 1 %, for up to 2.5 KiB of memory a series. /metrics has explicit bounds either way."
         graph_metrics: bool = "on", value::switch, "graph-metrics", ["THROUGHLINE_GRAPH_METRICS"];
             "Whether /metrics has traces_service_graph_* and traces_spanmetrics_*, which Grafana's service graph reads: some 36 series for each service that is called or calls, and 18 for each name of a span. off where Tempo or another makes them from spans: both together would count twice."
         otlp_endpoint: Option<Endpoint> = "", optional(value::endpoint), "otel-exporter-otlp-endpoint", ["OTEL_EXPORTER_OTLP_ENDPOINT"];
@@ -282,6 +289,13 @@ settings! {
     }
 }
 
+/// Where inbound connections are redirected to, unless settings say otherwise.
+pub const CAPTURED_INBOUND_PORT: u16 = 15106;
+/// Where outbound connections are redirected to, unless settings say otherwise.
+pub const CAPTURED_OUTBOUND_PORT: u16 = 15101;
+/// Where the admin port is, unless settings say otherwise.
+pub const ADMIN_PORT: u16 = 15190;
+
 /// A sentence of help, left out where nobody can ask for it: in Envoy.
 const fn shown(help: &'static str) -> &'static str {
     if cfg!(target_os = "wasi") { "" } else { help }
@@ -290,7 +304,20 @@ const fn shown(help: &'static str) -> &'static str {
 /// Settings that make no sense together.
 const CONFLICTS: &[Conflict] = &[
     (
-        |settings| settings.inbound_listen.is_some() && settings.inbound_upstream.is_none(),
+        |settings| settings.capture == Capture::Transparent && settings.inbound_upstream.is_some(),
+        "inbound-upstream",
+        "nothing here: in transparent capture connections go to where they were going",
+    ),
+    (
+        |settings| settings.capture == Capture::Transparent && !settings.outbound_routes.is_empty(),
+        "outbound-routes",
+        "nothing here: in transparent capture connections go to where they were going",
+    ),
+    (
+        |settings| {
+            let reverse = settings.capture == Capture::Reverse;
+            reverse && settings.inbound_listen.is_some() && settings.inbound_upstream.is_none()
+        },
         "inbound-upstream",
         "the application's host and port, since inbound-listen is set",
     ),
@@ -322,12 +349,21 @@ impl Settings {
         let mut reader = source::Reader::new(sources, ROWS);
         let settings = Self::read(&mut reader);
         let mut found = reader.finish(settings)?;
+        found.value.capture_listens();
         let conflicts = found.value.conflicts(sources);
         if !conflicts.is_empty() {
             return Err(conflicts);
         }
         found.warnings.extend(found.value.unsupported());
         Ok(found)
+    }
+
+    /// Captured connections have ports to arrive at, whether they are said or not.
+    fn capture_listens(&mut self) {
+        if self.capture == Capture::Transparent {
+            self.inbound_listen.get_or_insert((Ipv4Addr::UNSPECIFIED, CAPTURED_INBOUND_PORT).into());
+            self.outbound_listen.get_or_insert((Ipv4Addr::LOCALHOST, CAPTURED_OUTBOUND_PORT).into());
+        }
     }
 
     /// Settings that make no sense together.
@@ -372,6 +408,17 @@ impl Settings {
         }
         resource.push((attribute::TELEMETRY_DISTRO_NAME, crate::names::SCOPE));
         resource.push((attribute::TELEMETRY_DISTRO_VERSION, VERSION));
+        resource
+    }
+
+    /// The resource that pushed metrics name: counts of two instances must never be taken for one's. `own` is the
+    /// instance's id where the user gave none.
+    #[must_use]
+    pub fn metrics_resource<'a>(&'a self, own: &'a str) -> Vec<(&'a str, &'a str)> {
+        let mut resource = self.resource();
+        if !resource.iter().any(|(key, _)| *key == attribute::SERVICE_INSTANCE_ID) {
+            resource.push((attribute::SERVICE_INSTANCE_ID, own));
+        }
         resource
     }
 
@@ -435,6 +482,7 @@ impl Settings {
             capture_response_headers: self.capture_response_headers.clone(),
             event_context: self.event_context,
             message_names: self.message_names,
+            aggregation: self.aggregation,
             attribute_bytes_max: self
                 .attribute_length_max
                 .map(|max| usize::try_from(max).unwrap_or(usize::MAX)),

@@ -203,6 +203,7 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::super::{ROWS, SamplerName, Settings};
     use super::*;
+    use crate::metrics::Aggregation;
 
     fn sources(flags: &[(&str, &str)], env: &[(&str, &str)], file: &[(&str, &str)]) -> Sources {
         let own =
@@ -221,6 +222,18 @@ mod tests {
         let settings = Settings::resolve(&sources(&[MINIMUM], &[], &[])).unwrap().value;
         assert_eq!(settings.sampler, SamplerName::ParentBasedRatio);
         assert!(settings.enabled());
+    }
+
+    #[test]
+    fn transparent_capture_has_ports_of_its_own_and_no_routes() {
+        let capture = ("capture", "transparent");
+        let settings = Settings::resolve(&sources(&[capture], &[], &[])).unwrap().value;
+        assert_eq!(settings.inbound_listen, Some("0.0.0.0:15106".parse().unwrap()));
+        assert_eq!(settings.outbound_listen, Some("127.0.0.1:15101".parse().unwrap()));
+        let wrong = [capture, ("inbound-upstream", "127.0.0.1:1"), ("outbound-routes", "a=127.0.0.1:1")];
+        let said = mistakes(&sources(&wrong, &[], &[]));
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said.iter().all(|said| said.contains("where they were going")), "{said:?}");
     }
 
     #[test]
@@ -267,6 +280,21 @@ mod tests {
         let found = Settings::resolve(&odd).unwrap();
         assert_eq!(found.value.bsp_queue_max, 2048);
         assert_eq!(found.warnings[0], "OTEL_TRACES_SAMPLER_ARG=\"2\": want a ratio from 0 to 1; taking 1.0");
+    }
+
+    #[test]
+    fn a_histogram_that_opentelemetry_does_not_know_warns_and_is_explicit() {
+        let name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
+        for (said, aggregation, warnings) in [
+            ("", Aggregation::Explicit, 0),
+            ("base2_exponential_bucket_histogram", Aggregation::Exponential, 0),
+            ("BASE2_EXPONENTIAL_BUCKET_HISTOGRAM", Aggregation::Exponential, 0),
+            ("ddsketch", Aggregation::Explicit, 1),
+        ] {
+            let found = Settings::resolve(&sources(&[MINIMUM], &[(name, said)], &[])).unwrap();
+            let set = found.value.tracer().aggregation;
+            assert_eq!((set, found.warnings.len()), (aggregation, warnings), "{said}");
+        }
     }
 
     #[test]
@@ -329,5 +357,15 @@ mod tests {
         let resource = settings.resource();
         assert_eq!(&resource[..3], [("service.name", "b"), ("service.namespace", "shop"), ("x", "2")]);
         assert_eq!(settings.service(), ("b", "shop"));
+        assert_eq!(settings.metrics_resource("i1").last(), Some(&("service.instance.id", "i1")));
+    }
+
+    #[test]
+    fn an_instance_that_the_user_names_is_called_so_in_the_metrics() {
+        let env = [("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=pod-1")];
+        let settings = Settings::resolve(&sources(&[MINIMUM], &env, &[])).unwrap().value;
+        let resource = settings.metrics_resource("i1");
+        let ids: Vec<_> = resource.iter().filter(|(key, _)| *key == "service.instance.id").collect();
+        assert_eq!(ids, [&("service.instance.id", "pod-1")]);
     }
 }

@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod broken;
 #[cfg(test)]
+mod counted;
+#[cfg(test)]
 mod grpc;
 #[cfg(test)]
 #[path = "../exchange/harness.rs"]
@@ -20,6 +22,9 @@ mod publish;
 mod pull;
 #[cfg(test)]
 mod push;
+#[cfg(test)]
+#[path = "../exchange/pushed.rs"]
+mod pushed;
 #[cfg(test)]
 mod sampled;
 #[cfg(test)]

@@ -101,6 +101,7 @@ pub(crate) fn config() -> Config {
         root_unsampled: RootUnsampled::Flag,
         capture_request_headers: Vec::new(),
         capture_response_headers: Vec::new(),
+        aggregation: throughline_core::metrics::Aggregation::Explicit,
         attribute_bytes_max: None,
         event_context: throughline_core::exchange::EventContext::Rewrite,
         message_names: throughline_core::exchange::MessageNames::DestinationFirst,

@@ -33,6 +33,10 @@ mod oracle;
 #[cfg(test)]
 mod peers;
 #[cfg(test)]
+mod pushed;
+#[cfg(test)]
 mod restoring;
+#[cfg(test)]
+mod sums;
 #[cfg(test)]
 mod travel;

@@ -12,7 +12,7 @@ use prost::Message;
 use throughline_core::classify::Outcome;
 use throughline_core::exchange::RequestHead;
 use throughline_core::ids::{Flags, SpanId, TraceId};
-use throughline_core::metrics::BOUNDS_SECONDS;
+use throughline_core::metrics::DURATIONS;
 use throughline_core::otlp::request::Envelope;
 use throughline_core::otlp::{self, Attributes, Kind, Parent};
 use throughline_core::{limits, names};
@@ -289,8 +289,8 @@ fn metrics_decode_to_the_same_numbers_as_prometheus_shows() {
     assert_eq!(points.len(), 3);
     for point in &points {
         assert_eq!((point.start_time_unix_nano, point.time_unix_nano), (3, 9));
-        assert_eq!(point.explicit_bounds, BOUNDS_SECONDS);
-        assert_eq!(point.bucket_counts.len(), BOUNDS_SECONDS.len() + 1);
+        assert_eq!(point.explicit_bounds, DURATIONS.seconds);
+        assert_eq!(point.bucket_counts.len(), DURATIONS.seconds.len() + 1);
         assert_eq!(point.count, point.bucket_counts.iter().sum::<u64>());
     }
     let of = |operation: &str| {

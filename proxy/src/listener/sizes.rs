@@ -8,7 +8,7 @@ use crate::sidecar::Connection;
 use crate::stack::stack;
 
 /// Bytes of what drives one connection: the parser, the timers, and over HTTP/1.1 the request under way.
-const CONNECTION_BYTES_MAX: usize = 4016;
+const CONNECTION_BYTES_MAX: usize = 4040;
 /// Bytes of what serves one request, without what it keeps on the heap.
 const REQUEST_BYTES_MAX: usize = 2008;
 

@@ -70,6 +70,32 @@ unsafe extern "C" {
     fn proxy_set_effective_context(context: u32) -> Status;
     fn proxy_get_status(code: *mut u32, data: *mut *mut u8, bytes: *mut usize) -> Status;
     fn proxy_done() -> Status;
+    fn proxy_http_call(
+        cluster: *const u8,
+        cluster_bytes: usize,
+        headers: *const u8,
+        headers_bytes: usize,
+        body: *const u8,
+        body_bytes: usize,
+        trailers: *const u8,
+        trailers_bytes: usize,
+        timeout_millis: u32,
+        token: *mut u32,
+    ) -> Status;
+    fn proxy_grpc_call(
+        target: *const u8,
+        target_bytes: usize,
+        service: *const u8,
+        service_bytes: usize,
+        method: *const u8,
+        method_bytes: usize,
+        metadata: *const u8,
+        metadata_bytes: usize,
+        message: *const u8,
+        message_bytes: usize,
+        timeout_millis: u32,
+        token: *mut u32,
+    ) -> Status;
 }
 
 /// Takes over bytes that the host put into memory of ours, by our own allocator.
@@ -181,4 +207,61 @@ pub(super) fn call_status() -> Option<(u32, Vec<u8>)> {
 pub(super) fn done() {
     // SAFETY: no pointers.
     unsafe { proxy_done() };
+}
+
+/// `headers` and `trailers` are lists as the host has them. Gives the call's token.
+pub(super) fn call_http(
+    cluster: &str,
+    headers: &[u8],
+    body: &[u8],
+    trailers: &[u8],
+    timeout_millis: u32,
+) -> Option<u32> {
+    let mut token = 0;
+    // SAFETY: pointers and lengths are those of live variables.
+    let status = unsafe {
+        proxy_http_call(
+            cluster.as_ptr(),
+            cluster.len(),
+            headers.as_ptr(),
+            headers.len(),
+            body.as_ptr(),
+            body.len(),
+            trailers.as_ptr(),
+            trailers.len(),
+            timeout_millis,
+            &mut token,
+        )
+    };
+    (status == OK).then_some(token)
+}
+
+/// `target` is a `GrpcService`, `metadata` a list as the host has them. Gives the call's token.
+pub(super) fn call_grpc(
+    target: &str,
+    service: &str,
+    method: &str,
+    metadata: &[u8],
+    message: &[u8],
+    timeout_millis: u32,
+) -> Option<u32> {
+    let mut token = 0;
+    // SAFETY: pointers and lengths are those of live variables.
+    let status = unsafe {
+        proxy_grpc_call(
+            target.as_ptr(),
+            target.len(),
+            service.as_ptr(),
+            service.len(),
+            method.as_ptr(),
+            method.len(),
+            metadata.as_ptr(),
+            metadata.len(),
+            message.as_ptr(),
+            message.len(),
+            timeout_millis,
+            &mut token,
+        )
+    };
+    (status == OK).then_some(token)
 }

@@ -277,7 +277,6 @@ pub(crate) struct State {
     /// Properties that every context has: the node's and the listener's.
     pub(crate) properties: BTreeMap<Vec<u8>, Vec<u8>>,
     context: u32,
-    callback: &'static str,
     pub(crate) calls: Vec<Call>,
     /// What a dispatched call is answered at once; "ok" lets it wait.
     pub(crate) dispatch: u32,
@@ -327,7 +326,6 @@ impl Vm {
             streams: BTreeMap::new(),
             properties: BTreeMap::new(),
             context: 0,
-            callback: "_initialize",
             calls: Vec::new(),
             dispatch: status::OK,
             token: 0,
@@ -381,7 +379,7 @@ impl Vm {
     /// Calls an export; a trap is the end of the test, with what led to it.
     pub(crate) fn call(&mut self, export: &'static str, context: u32, args: &[u32]) -> u32 {
         let state = self.store.data_mut();
-        (state.context, state.callback) = (context, export);
+        state.context = context;
         let function = self.instance.get_func(&self.store, export).expect(export);
         let kind = function.ty(&self.store);
         let args: Vec<Val> = args.iter().map(|arg| Val::I32(arg.cast_signed())).collect();
@@ -618,28 +616,10 @@ struct Guest<'a, 'c> {
     memory: Memory,
 }
 
-/// Calls that the proxy-wasm crate or the standard library answers with a panic, whatever this filter does, and
-/// that Envoy's host cannot give:
-///
-/// | function | in | why Envoy does not say it |
-/// |---|---|---|
-/// | `proxy_set_effective_context` | answers to calls | the crate calls it before ours, for the root context that made the call; Envoy cancels the calls of a context that is gone |
-/// | `proxy_http_call` | anywhere | Envoy says "bad argument" (2) and "internal failure" (10), which the crate hands on |
-/// | `proxy_grpc_call` | anywhere | Envoy says "parse failure" (4) and "internal failure" (10), which the crate hands on |
-/// | `clock_time_get`, `random_get`, `environ_*` | anywhere | they fail only for a clock that does not exist, and for pointers outside of memory |
-pub(crate) fn cannot_fail(function: &str, callback: &str, status: u32) -> bool {
-    match function {
-        "proxy_set_effective_context" => {
-            matches!(
-                callback,
-                "proxy_on_http_call_response" | "proxy_on_grpc_receive" | "proxy_on_grpc_close"
-            )
-        }
-        "proxy_http_call" => !matches!(status, 2 | 10),
-        "proxy_grpc_call" => !matches!(status, 4 | 10),
-        "clock_time_get" | "random_get" | "environ_get" | "environ_sizes_get" => true,
-        _ => false,
-    }
+/// Calls that the standard library answers with a panic, whatever this filter does, and that Envoy's host cannot give:
+/// they fail only for a clock that does not exist, and for pointers outside of memory.
+pub(crate) fn cannot_fail(function: &str) -> bool {
+    matches!(function, "clock_time_get" | "random_get" | "environ_get" | "environ_sizes_get")
 }
 
 impl<'a, 'c> Guest<'a, 'c> {
@@ -655,14 +635,14 @@ impl<'a, 'c> Guest<'a, 'c> {
     fn ask(&mut self, name: &str, args: &[i64]) -> Result<u32, Error> {
         let state = self.state();
         *state.called.entry(name.to_owned()).or_default() += 1;
-        let (fault, callback, nth) = (state.fault, state.callback, state.count);
+        let (fault, nth) = (state.fault, state.count);
         state.count += 1;
         let failing = match fault {
             Fault::Every(function, status) if function == name => Some(status),
             Fault::Nth(number, status) if number == nth => Some(status),
             Fault::None | Fault::Every(..) | Fault::Nth(..) => None,
         };
-        if let Some(status) = failing.filter(|status| !cannot_fail(name, callback, *status)) {
+        if let Some(status) = failing.filter(|_| !cannot_fail(name)) {
             return Ok(status);
         }
         if state.meddler.as_ref().is_some_and(|(before, _)| *before == name) {

@@ -7,8 +7,7 @@ use crate::host::module_bytes;
 /// What a module may weigh, stripped: it is fetched by every proxy of a mesh.
 const MODULE_BYTES_MAX: usize = 400_000;
 
-/// What the filter calls, and below it what the proxy-wasm crate imports and the filter never calls: the default
-/// methods of the crate's traits stand in its tables.
+/// What the filter calls.
 const IMPORTS: &[&str] = &[
     "env proxy_continue_stream",
     "env proxy_define_metric",
@@ -35,22 +34,6 @@ const IMPORTS: &[&str] = &[
     "wasi_snapshot_preview1 fd_write",
     "wasi_snapshot_preview1 proc_exit",
     "wasi_snapshot_preview1 random_get",
-    // Imported, never called.
-    "env proxy_add_header_map_value",
-    "env proxy_call_foreign_function",
-    "env proxy_close_stream",
-    "env proxy_dequeue_shared_queue",
-    "env proxy_enqueue_shared_queue",
-    "env proxy_get_current_time_nanoseconds",
-    "env proxy_grpc_cancel",
-    "env proxy_grpc_close",
-    "env proxy_grpc_send",
-    "env proxy_grpc_stream",
-    "env proxy_register_shared_queue",
-    "env proxy_resolve_shared_queue",
-    "env proxy_send_local_response",
-    "env proxy_set_header_map_pairs",
-    "env proxy_set_property",
 ];
 
 #[test]

@@ -18,6 +18,7 @@ use crate::exchange::tracer::Tracer;
 use crate::exchange::{Doubt, Exchange, Keeping, Now, Trace, Tracing};
 use crate::ids::{Flags, Ids, TraceId};
 use crate::limits::{MESSAGE_LINKS_MAX, PUBSUB_ATTRIBUTES_MAX};
+use crate::metrics::Deed;
 use crate::names::attribute;
 use crate::operation::Operation;
 use crate::otlp::{Attributes, Kind, Parent, link};
@@ -276,6 +277,7 @@ impl<'a, I: Ids> Desk<'a, I> {
                 carried.delivered(self.own(), rule)
             }
         };
+        self.tally(*self.operation, view);
         if self.trace.recorded || self.may_be_kept {
             let (max, out) = (self.tracer.config.attribute_bytes_max, &mut self.buffers.attributes);
             describe(view, self.now, max, out);
@@ -284,6 +286,24 @@ impl<'a, I: Ids> Desk<'a, I> {
             }
         }
         edits
+    }
+
+    /// For the metrics, which count whatever is sampled.
+    fn tally(&mut self, operation: Option<Operation>, view: &MessageView<'_>) {
+        let pulls = matches!(self.messaging.what, What::Pull(_) | What::StreamingPull);
+        let deed = match (pulls, self.direction) {
+            (true, _) => Deed::Received,
+            (false, Direction::Outbound) => Deed::Sent,
+            (false, Direction::Inbound) => Deed::Processed,
+        };
+        let lag = view.publish_time_unix_ns.map(|published| self.now.unix_nanos.saturating_sub(published));
+        let pubsub = self.messaging.is_pubsub();
+        let Messaging { destination, tallies, .. } = &mut *self.messaging;
+        let one = self.tracer.message(deed, pubsub, destination, operation.as_ref(), lag);
+        match tallies.iter_mut().find(|known| known.is_like(&one)) {
+            Some(known) => known.count += 1,
+            None => tallies.push(one),
+        }
     }
 
     /// An event by itself has no destination: its type names the span.
@@ -425,6 +445,7 @@ impl<'a, I: Ids> Desk<'a, I> {
             link(&mut self.buffers.links, own.trace_id, own.span_id, own.flags);
         }
         let operation = self.operation.or(carried.operation);
+        self.tally(operation, view);
         if sampled && self.tracer.config.recording {
             let (verb, kind) = self.messaging.verb(self.direction, names);
             let mut attributes = Vec::new();

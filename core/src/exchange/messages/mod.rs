@@ -23,6 +23,7 @@ use crate::events::pubsub_grpc::SubscriptionRequest;
 use crate::events::pubsub_json;
 use crate::ids::Ids;
 use crate::limits::HEADER_LINES_MAX;
+use crate::metrics::{MessageKind, Tally};
 use crate::names::{attribute, header};
 use crate::otlp::{Attributes, Kind, Status};
 use crate::propagation::baggage;
@@ -108,6 +109,8 @@ pub(super) struct Messaging {
     count: u64,
     /// Links of the exchange to its messages.
     links: usize,
+    /// Messages that the metrics have not counted yet.
+    tallies: Vec<Tally>,
 }
 
 /// Which hop, in words that need no borrowed head.
@@ -165,6 +168,7 @@ impl Messaging {
             pending: Vec::new(),
             count: 0,
             links: 0,
+            tallies: Vec::new(),
         }))
     }
 
@@ -180,6 +184,22 @@ impl Messaging {
                 Wanted::Nothing
             }
         }
+    }
+
+    /// Messages that the metrics have not counted yet.
+    pub(super) fn tallies(&self) -> &[Tally] {
+        &self.tallies
+    }
+
+    /// What metrics of requests say that the exchange did with messages, if it did.
+    pub(super) fn metric_kind(&self, inbound: bool) -> Option<MessageKind> {
+        let kind = match self.what {
+            What::Settle(_) => MessageKind::Settle,
+            What::Pull(_) | What::StreamingPull => MessageKind::Receive,
+            _ if inbound => MessageKind::Process,
+            _ => MessageKind::Send,
+        };
+        Some(kind).filter(|_| self.is_involved())
     }
 
     fn is_pubsub(&self) -> bool {
@@ -359,8 +379,12 @@ impl Tracer {
     ) -> Option<Vec<u8>> {
         let mut desk = Desk::of(self, exchange, now, ids)?;
         let edited = desk.pull_response(message);
+        let tallies = std::mem::take(&mut desk.messaging.tallies);
         for span in std::mem::take(&mut desk.messaging.pending) {
             span.hand_out(now.unix_nanos, now.unix_nanos, Status::Unset, sink, now);
+        }
+        if !tallies.is_empty() {
+            self.messages_handed_on(&tallies);
         }
         edited
     }
