@@ -3,6 +3,7 @@
 mod access_log;
 mod admin;
 mod args;
+mod browser;
 mod capture;
 mod conform;
 mod control;
@@ -34,7 +35,7 @@ use std::time::Duration;
 
 use throughline_core::batch::Dropped;
 use throughline_core::exchange::{Tracer, Work};
-use throughline_core::settings::{Capture, Found, Settings};
+use throughline_core::settings::{self, Capture, Found, Settings};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -93,9 +94,10 @@ fn main() -> ExitCode {
 }
 
 /// What a start would say of the settings, the files that they name included.
-fn check(found: &Found<Settings>) -> Result<String, String> {
-    let _ = Exporters::new(&found.value)?;
-    let _ = forward::Upstreams::new(&found.value, 1)?;
+fn check(found: &Found<(Settings, settings::Browser)>) -> Result<String, String> {
+    let (settings, _) = &found.value;
+    let _ = Exporters::new(settings)?;
+    let _ = forward::Upstreams::new(settings, 1)?;
     let warnings = found.warnings.iter().map(|warning| format!("warning: {warning}\n"));
     Ok(std::iter::once("settings are right\n".to_owned()).chain(warnings).collect())
 }
@@ -115,8 +117,8 @@ fn fail(messages: &[String], code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(found: Found<Settings>) -> Result<(), Stop> {
-    let Found { value: settings, warnings } = found;
+fn run(found: Found<(Settings, settings::Browser)>) -> Result<(), Stop> {
+    let Found { value: (settings, browser), warnings } = found;
     log::set_level(settings.log_level);
     process::raise_descriptors();
     for warning in &warnings {
@@ -125,7 +127,7 @@ fn run(found: Found<Settings>) -> Result<(), Stop> {
     let failed = |error| Stop::Failed(format!("failed to start: {error}"));
     let runtime = worker::runtime().map_err(failed)?;
     let workers = Workers::start(worker::count(settings.worker_threads) - 1).map_err(failed)?;
-    let served = runtime.block_on(serve(settings, &workers));
+    let served = runtime.block_on(serve(settings, &browser, &workers));
     workers.stop();
     runtime.shutdown_background(); // a name that is being looked up is waited for by nobody
     served
@@ -176,7 +178,7 @@ fn listening(listener: std::net::TcpListener) -> Result<TcpListener, Stop> {
     TcpListener::from_std(listener).map_err(|error| Stop::Failed(format!("failed to listen: {error}")))
 }
 
-async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
+async fn serve(settings: Settings, browser: &settings::Browser, workers: &Workers) -> Result<(), Stop> {
     let deaf = |error| Stop::Failed(format!("failed to hear signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
@@ -197,6 +199,9 @@ async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
         holding: Semaphore::new(sidecar::HELD_KIB_MAX),
         lease: capture::Lease::default(),
         control_calls: control::Calls::default(),
+        browser: browser
+            .pages(&settings)
+            .map(|config| browser::Browser::new(&config, browser.service_name(&settings), &settings)),
         settings,
     });
     // Before the first request: it is decided by what the file says already.
@@ -254,8 +259,8 @@ async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
     let deadline = deadline.min(Instant::now() + LAST_EXPORT);
     let _ = stop.send(Some(deadline));
     let _ = timeout_at(deadline, export).await;
-    sidecar.spans.drop_all(Dropped::Shutdown);
-    let books = sidecar.spans.books();
+    sidecar.queues().for_each(|queue| queue.drop_all(Dropped::Shutdown));
+    let books = sidecar.books();
     log::info(
         "stopped",
         &[

@@ -4,11 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use throughline_core::batch::Books;
 use throughline_core::exchange::{Done, Now, Tracer, Work};
 use throughline_core::settings::Settings;
 use tokio::sync::{Semaphore, watch};
 
 use crate::access_log::AccessLog;
+use crate::browser::Browser;
 use crate::capture::{Captured, Lease};
 use crate::export::SpanQueue;
 use crate::forward::Upstreams;
@@ -36,6 +38,8 @@ pub(crate) struct Sidecar {
     pub(crate) lease: Lease,
     /// Changes of tracing by calls.
     pub(crate) control_calls: crate::control::Calls,
+    /// What browsers get, where they get anything.
+    pub(crate) browser: Option<Browser>,
 }
 
 /// KiB of bodies held at once, all requests together: what is beyond streams through untouched.
@@ -48,6 +52,16 @@ impl Sidecar {
     /// Tells of the sidecar's own work, which is over now.
     pub(crate) fn work(&self, work: Work, started: Now, error: Option<&str>, detail: &str) {
         self.tracer.work(Done { work, started, error, detail }, now(), &mut RandomIds, &mut &self.spans);
+    }
+
+    /// The queues of finished spans: our own, and that of pages.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = &SpanQueue> {
+        std::iter::once(&self.spans).chain(self.browser.as_ref().map(|browser| &browser.spans))
+    }
+
+    /// What became of all spans so far.
+    pub(crate) fn books(&self) -> Books {
+        self.queues().fold(Books::default(), |all, queue| all.with(&queue.books()))
     }
 
     /// What the future gives, or `None` when the time for draining is over first.

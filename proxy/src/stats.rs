@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use throughline_core::batch::{Books, Dropped};
+use throughline_core::browser::{Asked, Body, Counters, Told};
 use throughline_core::exchange::Tracer;
 use throughline_core::keep::KeepReason;
 use throughline_core::mode::Mode;
@@ -186,15 +187,16 @@ impl Stats {
 
     /// Everything as Prometheus has it: what fits one piece, and the exchanges' numbers behind it.
     pub(crate) fn scrape(sidecar: &Sidecar, form: Form) -> Scrape {
-        let Sidecar { settings, tracer, spans: queue, stats, .. } = sidecar;
+        let Sidecar { settings, tracer, stats, .. } = sidecar;
         let mut text = Text::new(form);
         text.head(&table::BUILD);
         text.value(&table::BUILD, &[VERSION], 1);
         target(&mut text, settings);
-        spans(&mut text, queue.books());
+        spans(&mut text, sidecar.books());
         text.single(&table::SPANS_MAYBE_TWICE, stats.maybe_twice.load(Ordering::Relaxed));
         sampling(&mut text, tracer);
         exchanges(&mut text, tracer);
+        browsers(&mut text, sidecar.browser.as_ref().map(|browser| browser.pages().counters()));
         stats.connections(&mut text, settings.connections_max);
         text.head(&table::CAPTURE_LEASE);
         for (family, held) in sidecar.lease.held() {
@@ -276,6 +278,25 @@ fn spans(text: &mut Text, books: Books) {
     for (reason, count) in Dropped::ALL.into_iter().zip(books.dropped) {
         text.value(&table::SPANS_DROPPED, &[reason.as_str()], count);
     }
+}
+
+/// What browsers sent; without them the page has the names alone.
+fn browsers(text: &mut Text, counters: Option<Counters>) {
+    let counters = counters.as_ref();
+    let mut by_result = |metric: &Metric, labels: Vec<&str>, counts: Option<&[u64]>| {
+        text.head(metric);
+        for (label, count) in labels.into_iter().zip(counts.unwrap_or_default()) {
+            text.value(metric, &[label], *count);
+        }
+    };
+    let asked = Asked::ALL.iter().map(|asked| asked.as_str());
+    by_result(&table::PAGES_TRACES, asked.collect(), counters.map(|counters| &counters.asked[..]));
+    let bodies = Body::ALL.iter().map(|body| body.as_str());
+    by_result(&table::PAGES_BODIES, bodies.collect(), counters.map(|counters| &counters.bodies[..]));
+    let told = Told::ALL.iter().map(|told| told.as_str());
+    by_result(&table::PAGES_SPANS, told.collect(), counters.map(|counters| &counters.told[..]));
+    text.single(&table::PAGES_ATTRIBUTES_DROPPED, counters.map_or(0, |counters| counters.attributes_dropped));
+    text.single(&table::PAGES_TRACES_HELD, counters.map_or(0, |counters| counters.traces_held));
 }
 
 /// What decides at this moment.

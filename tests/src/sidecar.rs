@@ -629,21 +629,23 @@ impl Lines {
     }
 
     pub(crate) async fn line<T>(&self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
+        within(what, self.line_whenever(what, wanted)).await
+    }
+
+    /// As `line`, for a caller with a patience of his own.
+    pub(crate) async fn line_whenever<T>(&self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
         let mut so_far = self.so_far.clone();
         let mut looked_at = 0;
-        within(what, async {
-            loop {
-                let lines = Arc::clone(&so_far.borrow_and_update().lines);
-                if let Some(found) = lines[looked_at..].iter().find_map(|line| wanted(line)) {
-                    return found;
-                }
-                looked_at = lines.len();
-                if so_far.changed().await.is_err() {
-                    panic!("the process closed its output without {what}; it wrote: {lines:#?}");
-                }
+        loop {
+            let lines = Arc::clone(&so_far.borrow_and_update().lines);
+            if let Some(found) = lines[looked_at..].iter().find_map(|line| wanted(line)) {
+                return found;
             }
-        })
-        .await
+            looked_at = lines.len();
+            if so_far.changed().await.is_err() {
+                panic!("the process closed its output without {what}; it wrote: {lines:#?}");
+            }
+        }
     }
 
     async fn json(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {

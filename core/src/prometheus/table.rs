@@ -144,6 +144,18 @@ metrics! {
         IN_FLIGHT_FULL: Counter "throughline_in_flight_full_total" []
             "Inbound exchanges that found no place among those in flight."
     }
+    "Browsers" {
+        PAGES_TRACES: Counter "throughline_browser_traces_total" ["result"]
+            "Traces with which requests of pages of the same origin asked to go on."
+        PAGES_BODIES: Counter "throughline_browser_bodies_total" ["result"]
+            "Bodies with spans that pages sent, or who claimed to be one."
+        PAGES_SPANS: Counter "throughline_browser_spans_total" ["result"]
+            "Spans in these bodies."
+        PAGES_ATTRIBUTES_DROPPED: Counter "throughline_browser_attributes_dropped_total" []
+            "Attributes of these spans that are on no list, or have no value of their kind."
+        PAGES_TRACES_HELD: Gauge "throughline_browser_traces_held" []
+            "Traces of pages that are remembered."
+    }
     "Connections" {
         CONNECTIONS: Counter "throughline_connections_total" ["side", "protocol"]
             "Connections accepted, by what they speak."

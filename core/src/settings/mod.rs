@@ -2,12 +2,14 @@
 //! parser, `--help` and the reference page all come from it. Reads no environment and no file itself: a host
 //! hands in what it found.
 
+mod browser;
 mod filter;
 mod flow;
 mod otlp;
 mod source;
 mod value;
 
+pub use browser::{BROWSER_ROWS, Browser};
 pub use filter::{Direct, FILTER_ROWS, Filter};
 pub use flow::{FLOW_ROWS, Flow};
 pub use otlp::{Otlp, Signal};
@@ -357,21 +359,27 @@ impl Settings {
         let mut reader = source::Reader::new(sources, ROWS);
         let settings = Self::read(&mut reader);
         let mut found = reader.finish(settings)?;
-        if found.value.capture == Capture::Transparent {
-            let settings = &mut found.value;
-            settings.inbound_listen.get_or_insert((Ipv4Addr::UNSPECIFIED, CAPTURED_INBOUND_PORT).into());
-            settings.outbound_listen.get_or_insert((Ipv4Addr::LOCALHOST, CAPTURED_OUTBOUND_PORT).into());
-        }
-        let conflicts: Vec<Mistake> = CONFLICTS
-            .iter()
-            .filter(|(conflicts, ..)| conflicts(&found.value))
-            .map(|(_, key, want)| sources.mistake(ROWS, key, want))
-            .collect();
+        found.value.capture_listens();
+        let conflicts = found.value.conflicts(sources);
         if !conflicts.is_empty() {
             return Err(conflicts);
         }
         found.warnings.extend(found.value.unsupported());
         Ok(found)
+    }
+
+    /// Captured connections have ports to arrive at, whether they are said or not.
+    fn capture_listens(&mut self) {
+        if self.capture == Capture::Transparent {
+            self.inbound_listen.get_or_insert((Ipv4Addr::UNSPECIFIED, CAPTURED_INBOUND_PORT).into());
+            self.outbound_listen.get_or_insert((Ipv4Addr::LOCALHOST, CAPTURED_OUTBOUND_PORT).into());
+        }
+    }
+
+    /// Settings that make no sense together.
+    fn conflicts(&self, sources: &Sources) -> Vec<Mistake> {
+        let found = CONFLICTS.iter().filter(|(conflicts, ..)| conflicts(self));
+        found.map(|(_, key, want)| sources.mistake(ROWS, key, want)).collect()
     }
 
     /// What was asked for and is left out, one sentence each.
@@ -495,10 +503,10 @@ impl Settings {
 /// Help for a terminal: every row under its heading.
 #[must_use]
 pub fn help() -> String {
-    help_of(ROWS)
+    help_of(ROWS.iter().chain(BROWSER_ROWS))
 }
 
-fn help_of(rows: &[Row]) -> String {
+fn help_of<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {
     let mut out = String::new();
     let mut section = "";
     for row in rows {
@@ -525,6 +533,7 @@ pub fn reference() -> String {
          the last table beside them.\n",
     );
     table(ROWS, |row| if filter::OF_THE_SIDECAR.contains(&row.key) { "¹" } else { "" }, &mut out);
+    table(BROWSER_ROWS, |_| "¹", &mut out);
     table(FILTER_ROWS, |_| "", &mut out);
     out
 }
