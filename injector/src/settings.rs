@@ -474,7 +474,8 @@ pub fn time(text: &str) -> Result<Duration, String> {
 
 /// Whether this is a host and port with a scheme, as exporters take it.
 pub fn endpoint(text: &str) -> Result<String, String> {
-    let want = || "want a URL such as http://throughline-flow.throughline-system.svc.cluster.local:4317".to_owned();
+    let want =
+        || "want a URL such as http://throughline-flow.throughline-system.svc.cluster.local:4317".to_owned();
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")).ok_or_else(want)?;
     let host = rest.split('/').next().unwrap_or_default();
     if host.is_empty() || text.contains(char::is_whitespace) { Err(want()) } else { Ok(text.to_owned()) }
