@@ -33,6 +33,22 @@ struct Extra {
     host: Host,
 }
 
+/// Scenarios that are told of when more differ: enough to see what is wrong.
+const APART_TOLD_MAX: usize = 30;
+/// Scenarios that may get a second look: more than a moment's stall explains is a fault.
+const APART_AGAIN_MAX: usize = 5;
+
+/// What a comparison found.
+#[derive(Debug, Default)]
+struct Found {
+    scenarios: usize,
+    spans: usize,
+    /// Scenarios that differ, each with what differs.
+    apart: Vec<(String, String)>,
+    /// Rows that hold for nothing, a line each.
+    unused: String,
+}
+
 /// The list of differences.
 #[derive(Debug)]
 pub struct Differences {
@@ -92,9 +108,33 @@ impl Differences {
     /// Compares what the hosts' collectors got. Returns how many scenarios and spans were compared, or everything
     /// that differs.
     pub fn compare(&self, folder: &Path) -> Result<(usize, usize), String> {
+        let found = self.look(folder)?;
+        if found.apart.is_empty() && found.unused.is_empty() {
+            return Ok((found.scenarios, found.spans));
+        }
+        let mut trouble = String::new();
+        for (name, told) in found.apart.iter().take(APART_TOLD_MAX) {
+            let _ = write!(trouble, "\n{name}:{told}");
+        }
+        let (differ, of) = (found.apart.len(), found.scenarios);
+        Err(format!("{trouble}{}\n{differ} of {of} scenarios differ", found.unused))
+    }
+
+    /// The filter expression of `cargo nextest` for the few scenarios that differ, which `scripts/parity` runs once
+    /// more; an error where there are many, or none.
+    pub fn again(&self, folder: &Path) -> Result<String, String> {
+        let found = self.look(folder)?;
+        if !(1..=APART_AGAIN_MAX).contains(&found.apart.len()) {
+            return Err(format!("{} scenarios differ: no second look", found.apart.len()));
+        }
+        let all: Vec<_> = found.apart.iter().map(|(name, _)| format!("({})", expression(name))).collect();
+        Ok(all.join(" | "))
+    }
+
+    fn look(&self, folder: &Path) -> Result<Found, String> {
         let (sidecar, envoy) = (kept(folder, Host::Sidecar)?, kept(folder, Host::Envoy)?);
         let mut used = BTreeSet::new();
-        let (mut trouble, mut scenarios, mut spans) = (String::new(), 0, 0);
+        let mut found = Found::default();
         let names: BTreeSet<_> = sidecar.keys().chain(envoy.keys()).collect();
         for name in names {
             let one_host = self.only.iter().any(|row| matches(&row.scenario, name));
@@ -109,20 +149,20 @@ impl Differences {
                 list.into_iter().map(|span| self.forgiving(host, name, span, &mut used)).collect::<Vec<_>>()
             };
             let (left, right) = (of(Host::Sidecar, &sidecar), of(Host::Envoy, &envoy));
-            scenarios += 1;
-            spans += left.len();
+            found.scenarios += 1;
+            found.spans += left.len();
             let told = told(left, right);
             if !told.is_empty() {
-                let _ = write!(trouble, "\n{name}:{told}");
+                found.apart.push((name.clone(), told));
             }
         }
         for (at, row) in self.values.iter().enumerate().filter(|(at, _)| !used.contains(at)) {
-            let _ = write!(trouble, "\nrow {at} of [[value]] holds for nothing: {row:?}");
+            let _ = write!(found.unused, "\nrow {at} of [[value]] holds for nothing: {row:?}");
         }
-        if scenarios == 0 {
+        if found.scenarios == 0 {
             return Err(format!("nothing to compare in {}", folder.display()));
         }
-        if trouble.is_empty() { Ok((scenarios, spans)) } else { Err(trouble) }
+        Ok(found)
     }
 
     /// A span in which every value that may differ is the same word on both hosts.

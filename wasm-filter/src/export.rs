@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use throughline_core::batch::{Chunk, Dropped};
 use throughline_core::exchange::{Now, Work};
+use throughline_core::names::attribute;
 use throughline_core::otlp::answer::{self, Answer};
 use throughline_core::otlp::request::Envelope;
 use throughline_core::settings::{Exporter, Filter, Protocol, Settings, Signal};
@@ -117,7 +118,13 @@ impl Export {
         let traces = on && settings.traces_exporter == Exporter::Otlp;
         let metrics = settings.metrics_exporter == Exporter::Otlp;
         let instance = format!("{:016x}", host::seed());
-        let of_worker = settings.resource().into_iter().chain([("service.instance.id", instance.as_str())]);
+        let mut of_worker = settings.metrics_resource(&instance);
+        // An id that the user gave is that of the proxy, whose workers are instances by themselves.
+        let joined = of_worker.iter_mut().find(|(key, _)| *key == attribute::SERVICE_INSTANCE_ID);
+        let id = joined.as_ref().filter(|(_, id)| *id != instance).map(|(_, id)| format!("{id}.{instance}"));
+        if let (Some((_, known)), Some(id)) = (joined, &id) {
+            *known = id;
+        }
         let started = host::now();
         Self {
             envelope: Envelope::new(settings.resource()),

@@ -1113,15 +1113,17 @@ impl Tracer {
     /// for.
     #[must_use]
     pub fn numbers(&self, with_graph: bool) -> Numbers {
-        let (requests, routes) = self.counts();
+        let (requests, routes) = {
+            let shared = self.lock();
+            (shared.requests.for_page(), shared.routes.clone())
+        };
         Numbers::new(requests, routes, &self.config.service, with_graph)
     }
 
     /// The metrics of exchanges, messages and contexts as encoded OTLP metrics, over the time from `start` to `now`.
     #[must_use]
     pub fn otlp_metrics(&self, start_unix_nanos: u64, now_unix_nanos: u64) -> Vec<u8> {
-        let propagation = self.propagation();
-        let (requests, routes) = self.counts();
+        let (requests, routes, propagation) = self.counts();
         let mut metrics = Metrics::new(start_unix_nanos, now_unix_nanos);
         requests.tell(&|number| routes.name(number), &mut metrics);
         propagation.tell(&routes, &mut metrics);
@@ -1129,19 +1131,14 @@ impl Tracer {
     }
 
     /// The numbers of one moment: copied, because writing them out takes too long to make exchanges wait.
-    fn counts(&self) -> (Requests, Routes) {
+    fn counts(&self) -> (Requests, Routes, Propagation) {
         let shared = self.lock();
-        (shared.requests.clone(), shared.routes.clone())
-    }
-
-    /// What was counted of contexts and events.
-    fn propagation(&self) -> Propagation {
-        let shared = self.lock();
-        Propagation {
+        let propagation = Propagation {
             counters: shared.counters,
             contexts: shared.contexts.clone(),
             untouched: shared.untouched.clone(),
-        }
+        };
+        (shared.requests.clone(), shared.routes.clone(), propagation)
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {

@@ -205,11 +205,13 @@ impl Exponential {
     }
 
     /// Scale, durations of 0, the first bucket's index, and the counts from the first bucket that has any to the last.
-    pub(crate) fn shown(&self) -> (i32, u64, i32, impl Iterator<Item = u64> + Clone) {
+    pub(crate) fn shown(&self) -> (i32, u64, i32, impl ExactSizeIterator<Item = u64> + Clone) {
         let (first, counts) = self.used();
         let before = usize::try_from(first - self.first).unwrap_or(0);
+        let whole = self.carried.is_empty();
         let counts = counts.iter().enumerate();
-        let counts = counts.map(move |(at, count)| self.carried_at(before + at) + u64::from(*count));
+        let counts = counts
+            .map(move |(at, count)| u64::from(*count) + if whole { 0 } else { self.carried_at(before + at) });
         (self.scale, self.zero, first, counts)
     }
 }

@@ -81,6 +81,11 @@ impl Histogram {
         }
     }
 
+    /// Without exponential buckets.
+    pub(super) fn explicit(&self) -> Self {
+        Self { buckets: self.buckets, sum_nanos: self.sum_nanos, exponential: None }
+    }
+
     /// What both count between the same bounds. Exponential buckets are left alone.
     pub(super) fn add(&mut self, other: &Self) {
         for (bucket, more) in self.buckets.iter_mut().zip(&other.buckets) {

@@ -115,6 +115,15 @@ impl Messages {
         Self { rows: Vec::new(), destinations: Interner::new(limits::METRIC_DESTINATIONS_MAX, seed) }
     }
 
+    /// A copy without exponential buckets.
+    pub(super) fn for_page(&self) -> Self {
+        let explicit = |row: &Row| {
+            let histogram = row.histogram.as_ref().map(|histogram| Box::new(histogram.explicit()));
+            Row { histogram, ..*row }
+        };
+        Self { rows: self.rows.iter().map(explicit).collect(), destinations: self.destinations.clone() }
+    }
+
     /// The row of a key, or that of what is over the bound. There are few, so they are looked through.
     fn row(&mut self, key: Key) -> Option<&mut Row> {
         let place = |rows: &[Row], key: Key| rows.iter().position(|row| row.key == key);

@@ -167,7 +167,7 @@ impl Requests {
         let outbound = labels.direction as u8;
         let key = Key {
             kind: outbound
-                | if labels.https { HTTPS } else { 0 }
+                | if labels.https && labels.direction == Direction::Inbound { HTTPS } else { 0 }
                 | if labels.grpc { GRPC } else { 0 }
                 | labels.messages.map_or(0, |kind| (kind as u8) << MESSAGES_SHIFT),
             method: labels.method.0,
@@ -216,6 +216,21 @@ impl Requests {
         let len = joined.iter_mut().zip(parts).map(|(to, from)| *to = from).count();
         let joined = joined.get(..len).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default();
         self.peers.number(joined)
+    }
+
+    /// A copy of what `/metrics` shows: exponential buckets are most of the bytes, and it has none.
+    pub(crate) fn for_page(&self) -> Self {
+        Self {
+            rows: self.rows.iter().map(|row| Row { histogram: row.histogram.explicit(), ..*row }).collect(),
+            overflow: self.overflow.each_ref().map(Histogram::explicit),
+            messages: self.messages.for_page(),
+            places: HashMap::with_hasher(Seeded(0)),
+            operations: self.operations.clone(),
+            peers: self.peers.clone(),
+            addresses: self.addresses.clone(),
+            errors: self.errors.clone(),
+            aggregation: self.aggregation,
+        }
     }
 
     /// The number of a label. That of a code is in the status already: the label is made of it when shown.

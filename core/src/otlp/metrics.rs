@@ -62,10 +62,12 @@ impl Metrics {
         fixed64(point, 5, sum);
         uint(point, 6, zigzag(scale));
         fixed64(point, 7, zero);
-        let bytes: usize = counts.clone().map(varint_len).sum();
+        // Most counts take one byte, which is told without a look at its bits.
+        let bytes = counts.clone().map(|count| if count < 0x80 { 1 } else { varint_len(count) }).sum();
         head(point, 8, 1 + varint_len(zigzag(offset)) + delimited_len(bytes));
         uint(point, 1, zigzag(offset));
         head(point, 2, bytes);
+        point.reserve(bytes);
         for count in counts {
             varint(point, count);
         }

@@ -248,7 +248,8 @@ series that became a span. Prometheus keeps them with `--enable-feature=exemplar
 
 With `otel-metrics-exporter=otlp` these are pushed: cumulative, with the start of the process as their start. Names and
 labels are those of this page with dots where OpenTelemetry has dots, without `_total` and `_seconds`, in seconds. What is
-0 is left out.
+0 is left out. The resource has the `service.instance.id` that the user gave, else a random one: two replicas are never taken
+for one.
 
 | pushed | as on this page |
 |---|---|

@@ -376,6 +376,17 @@ impl Settings {
         resource
     }
 
+    /// The resource that pushed metrics name: counts of two instances must never be taken for one's. `own` is the
+    /// instance's id where the user gave none.
+    #[must_use]
+    pub fn metrics_resource<'a>(&'a self, own: &'a str) -> Vec<(&'a str, &'a str)> {
+        let mut resource = self.resource();
+        if !resource.iter().any(|(key, _)| *key == attribute::SERVICE_INSTANCE_ID) {
+            resource.push((attribute::SERVICE_INSTANCE_ID, own));
+        }
+        resource
+    }
+
     /// What decides exchanges.
     #[must_use]
     pub fn tracer(&self) -> Config {

@@ -203,6 +203,7 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::super::{ROWS, SamplerName, Settings};
     use super::*;
+    use crate::metrics::Aggregation;
 
     fn sources(flags: &[(&str, &str)], env: &[(&str, &str)], file: &[(&str, &str)]) -> Sources {
         let own =
@@ -270,6 +271,21 @@ mod tests {
     }
 
     #[test]
+    fn a_histogram_that_opentelemetry_does_not_know_warns_and_is_explicit() {
+        let name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
+        for (said, aggregation, warnings) in [
+            ("", Aggregation::Explicit, 0),
+            ("base2_exponential_bucket_histogram", Aggregation::Exponential, 0),
+            ("BASE2_EXPONENTIAL_BUCKET_HISTOGRAM", Aggregation::Exponential, 0),
+            ("ddsketch", Aggregation::Explicit, 1),
+        ] {
+            let found = Settings::resolve(&sources(&[MINIMUM], &[(name, said)], &[])).unwrap();
+            let set = found.value.tracer().aggregation;
+            assert_eq!((set, found.warnings.len()), (aggregation, warnings), "{said}");
+        }
+    }
+
+    #[test]
     fn settings_that_make_no_sense_together_are_mistakes() {
         for (flags, expected) in [
             (&[][..], "THROUGHLINE_INBOUND_LISTEN: want an address here, in outbound-listen"),
@@ -329,5 +345,15 @@ mod tests {
         let resource = settings.resource();
         assert_eq!(&resource[..3], [("service.name", "b"), ("service.namespace", "shop"), ("x", "2")]);
         assert_eq!(settings.service(), ("b", "shop"));
+        assert_eq!(settings.metrics_resource("i1").last(), Some(&("service.instance.id", "i1")));
+    }
+
+    #[test]
+    fn an_instance_that_the_user_names_is_called_so_in_the_metrics() {
+        let env = [("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=pod-1")];
+        let settings = Settings::resolve(&sources(&[MINIMUM], &env, &[])).unwrap().value;
+        let resource = settings.metrics_resource("i1");
+        let ids: Vec<_> = resource.iter().filter(|(key, _)| *key == "service.instance.id").collect();
+        assert_eq!(ids, [&("service.instance.id", "pod-1")]);
     }
 }

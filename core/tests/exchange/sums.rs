@@ -33,7 +33,7 @@ fn exponential_histograms_tell_every_quantile_within_their_error_and_every_count
         let (mut draw, mut durations) = (1_u64, Vec::new());
         for _ in 0..2000 {
             draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let nanos = 50_000 + ((draw >> 33) % 49_000 << (draw >> 20) % octaves);
+            let nanos = 50_000 + (((draw >> 33) % 49_000) << ((draw >> 20) % octaves));
             let (exchange, _) = world.inbound(&[]);
             world.now.mono_nanos += nanos;
             let _ = world.end(exchange, Outcome::CallerGone);

@@ -34,6 +34,7 @@ const RETRY_FOR: Duration = Duration::from_secs(300);
 /// A sender for each signal that is exported; `Err` says which setting stands in the way.
 pub(crate) struct Exporters {
     envelope: Envelope,
+    metrics_envelope: Envelope,
     spans: SpanExport,
     metrics: Option<Client>,
 }
@@ -56,7 +57,9 @@ impl Exporters {
             Exporter::Otlp => Some(Client::new(settings, Signal::Metrics)?),
             Exporter::Console | Exporter::None => None,
         };
-        Ok(Self { envelope: Envelope::new(settings.resource()), spans, metrics })
+        let instance = format!("{:016x}", crate::host::seed());
+        let metrics_envelope = Envelope::new(settings.metrics_resource(&instance));
+        Ok(Self { envelope: Envelope::new(settings.resource()), metrics_envelope, spans, metrics })
     }
 
     /// Exports until `stop` says otherwise; what is queued then is sent until `deadline_of` passes.
@@ -64,7 +67,7 @@ impl Exporters {
         let spans = spans(&sidecar, self.spans, &self.envelope, stop.clone());
         let metrics = async {
             if let Some(client) = self.metrics {
-                metrics(&sidecar, client, &self.envelope, stop.clone()).await;
+                metrics(&sidecar, client, &self.metrics_envelope, stop.clone()).await;
             }
         };
         tokio::join!(spans, metrics);

@@ -35,6 +35,7 @@ fn asked(words: &[&str]) -> Result<String, String> {
             let (scenarios, spans) = differences.compare(Path::new(folder))?;
             Ok(format!("{spans} spans of {scenarios} scenarios are equal on both hosts"))
         }
-        _ => Err("want `filter sidecar|envoy LIST` or `compare FOLDER`".to_owned()),
+        ["again", folder] => differences.again(Path::new(folder)),
+        _ => Err("want `filter sidecar|envoy LIST`, `compare FOLDER` or `again FOLDER`".to_owned()),
     }
 }

@@ -44,6 +44,10 @@ async fn request_durations_are_pushed_with_exact_counts() {
         let sidecar = Plan::before("orders", app.address)
             .environment("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
             .environment("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+            .environment(
+                "OTEL_RESOURCE_ATTRIBUTES",
+                if protocol == "grpc" { "" } else { "service.instance.id=pod-1" },
+            )
             .environment("OTEL_METRICS_EXPORTER", "otlp")
             .environment("OTEL_METRIC_EXPORT_INTERVAL", 200)
             .environment("OTEL_TRACES_SAMPLER", "always_off")
@@ -59,6 +63,12 @@ async fn request_durations_are_pushed_with_exact_counts() {
                 total(request, SERVER) == 9 && total(request, CLIENT) == 1
             })
             .await;
+        // Two replicas must not be taken for one, whatever the user called them.
+        let resource = request.resource_metrics[0].resource.as_ref().expect("a resource");
+        let ids: Vec<_> = resource.attributes.iter().filter(|one| one.key == "service.instance.id").collect();
+        let [KeyValue { value: Some(id), .. }] = &ids[..] else { panic!("{resource:?}") };
+        let named = protocol != "grpc";
+        assert_eq!(format!("{id:?}").contains("pod-1"), named, "{id:?}");
         for point in points(&request, SERVER).into_iter().chain(points(&request, CLIENT)) {
             assert_eq!(point.explicit_bounds, BOUNDS);
             assert_eq!(point.bucket_counts.len(), 15);

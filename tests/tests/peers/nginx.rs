@@ -9,10 +9,14 @@ use throughline_tests::pki::Folder;
 use throughline_tests::prelude::*;
 use throughline_tests::span::span_of;
 
-/// A port that was free a moment ago: nginx cannot choose one by itself.
+/// A free port: nginx cannot choose one by itself. It lies below those that the kernel gives to whoever asks for any, so
+/// nobody else of the scenario gets it before nginx does.
 fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
+    let first = std::process::id() % 10_000;
+    (0..10_000)
+        .filter_map(|step| u16::try_from(20_000 + (first + step) % 10_000).ok())
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port")
 }
 
 /// Starts a private nginx with this server block on a port.
