@@ -3,6 +3,7 @@
 
 pub mod engine;
 pub mod fan_out;
+pub mod layout;
 pub mod live;
 pub mod log;
 pub mod numbers;
