@@ -3,7 +3,7 @@
 //! and never fail: what is beyond a bound is drawn more plainly.
 
 /// From one layer to the next, in pixels of the drawing.
-pub const LAYER_WIDTH: f64 = 250.0;
+pub const LAYER_WIDTH: f64 = 280.0;
 /// From one node to the next in a layer.
 const NODE_HEIGHT: f64 = 84.0;
 /// What an edge takes that passes a layer.

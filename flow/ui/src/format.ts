@@ -55,10 +55,3 @@ export function plural(number: number, word: string, more = word + 's'): string 
 export function shown(value: unknown): string {
   return typeof value === 'string' ? value : JSON.stringify(value) ?? ''
 }
-
-/** A number from 0 to 7 that a name always has. */
-export function hue(name: string): number {
-  let hash = 7
-  for (const char of name) hash = (hash * 31 + char.charCodeAt(0)) >>> 0
-  return hash % 8
-}

@@ -7,9 +7,9 @@ import { useKeys } from './keys'
 import { HealthMark, Search, shape, Table } from './parts'
 import { to } from './route'
 
-const [WIDTH, HEIGHT, MARGIN] = [178, 54, 34]
-/** From so many nodes on a picture begins as a whole. */
-const MANY = 60
+const [WIDTH, HEIGHT, MARGIN] = [192, 54, 34]
+/** Larger drawings begin as a whole. */
+const [WIDE, HIGH] = [1700, 1000]
 
 const KINDS: Record<string, string> = { service: '', user: 'callers', external: 'outside', topic: 'topic', subscription: 'subscription', database: 'database', other: 'others' }
 const PROVENANCE: Record<string, string> = { proven: 'both ends reported', inferred: 'only the caller reported', async: 'messages', link: 'linked' }
@@ -45,16 +45,17 @@ function route(edge: Edge, from: [number, number], end: [number, number]): [numb
 export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: string; link?: boolean }) {
   const [asTable, setTable] = useState(false)
   const [search, setSearch] = useState('')
-  const [whole, setWhole] = useState(graph.nodes.length > MANY)
   const places = useMemo(() => new Map(graph.nodes.map(node => [node.id, node])), [graph])
   const names = useMemo(() => new Map(graph.nodes.map(node => [node.id, label(node)])), [graph])
   const frame = useRef<HTMLDivElement>(null)
-  useKeys([
-    { keys: 't', does: 'Graph or table', run: () => setTable(now => !now) },
-    { keys: 'w', does: 'Whole graph or full size', run: () => setWhole(now => !now) },
-  ])
   const [right, below] = graph.nodes.reduce(([x, y], { place: [a, b] = [0, 0] }) => [Math.max(x, a), Math.max(y, b)], [0, 0])
   const [width, height] = [right + WIDTH + 2 * MARGIN, below + HEIGHT + 2 * MARGIN]
+  const [fits, setFits] = useState<boolean>()
+  const whole = fits ?? (width > WIDE || height > HIGH)
+  useKeys([
+    { keys: 't', does: 'Graph or table', run: () => setTable(now => !now) },
+    { keys: 'w', does: 'Whole graph or full size', run: () => setFits(!whole) },
+  ])
   const found = search ? new Set(graph.nodes.filter(node => label(node).toLowerCase().includes(search.toLowerCase())).map(node => node.id)) : undefined
   const first = found && [...found][0]
   const near = (edge: Edge) => !found || found.has(edge.from) || found.has(edge.to)
@@ -65,8 +66,8 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
   const show = () => {
     if (!first || !frame.current) return
     const [x, y] = at(first)
-    const scale = whole ? Math.min(1, frame.current.clientWidth / width) : 1
-    frame.current.scrollTo({ left: x * scale - frame.current.clientWidth / 2, top: y * scale - frame.current.clientHeight / 2 })
+    setFits(false)
+    requestAnimationFrame(() => frame.current?.scrollTo({ left: x - frame.current.clientWidth / 2, top: y - frame.current.clientHeight / 2 }))
     frame.current.querySelector<SVGAElement>('.found a')?.focus()
   }
   return <section class="panel" aria-label={title}>
@@ -76,7 +77,7 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
         <Search value={search} label="Find a service" onInput={setSearch} />
       </form>
       <div class="buttons">
-        <button type="button" aria-pressed={whole} disabled={asTable} onClick={() => setWhole(!whole)}>Fit</button>
+        <button type="button" aria-pressed={whole} disabled={asTable} onClick={() => setFits(!whole)}>Fit</button>
         <button type="button" aria-pressed={asTable} onClick={() => setTable(!asTable)}>As table</button>
       </div>
     </header>
@@ -107,7 +108,7 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
                 : <rect class="box" width={WIDTH} height={HEIGHT} rx="9" />}
               {isService && <Sign of={node} />}
               <text class="name" x={isService ? 34 : 16} y="23">{cut(label(node), isService ? 19 : 21)}</text>
-              <text class="about" x={isService ? 34 : 16} y="41">{isService ? `${count(node.metrics.requestCount)} · ${ms(node.metrics.avgLatency)}${node.metrics.errorCount ? ` · ${percent(node.metrics.errorCount / Math.max(1, node.metrics.requestCount))} err` : ''}` : KINDS[node.kind] ?? node.kind}</text>
+              <text class="about" x={isService ? 34 : 16} y="41">{isService ? `${count(node.metrics.requestCount)} · ${ms(node.metrics.avgLatency)}${node.metrics.errorCount ? ` · ✕ ${percent(node.metrics.errorCount / Math.max(1, node.metrics.requestCount))}` : ''}` : KINDS[node.kind] ?? node.kind}</text>
             </>
             const name = `${label(node)}, ${isService ? `${node.status}, ${plural(node.metrics.requestCount, 'request')}, average ${ms(node.metrics.avgLatency)}` : KINDS[node.kind]}`
             const classes = `node ${node.kind} ${isService ? node.status : ''}${dim ? ' dim' : ''}${node.id === first ? ' found' : ''}`

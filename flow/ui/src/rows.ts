@@ -3,7 +3,7 @@
 import type { Span, Trace } from './api'
 
 export interface Item { span: Span; at: number; parent: number; depth: number; children: number[]; start: number; end: number; error: boolean; errorsBelow: number; critical: [number, number][] }
-export interface Tree { items: Item[]; roots: number[]; byId: Map<string, number>; begin: number; end: number; errors: number[] }
+export interface Tree { items: Item[]; roots: number[]; byId: Map<string, number>; begin: number; end: number; errors: number[]; hues: Map<string, number> }
 export interface SpanRow { kind: 'span'; at: number; depth: number; open: boolean; position: number; siblings: number }
 export interface FoldRow { kind: 'fold'; key: string; members: number[]; depth: number; open: boolean; position: number; siblings: number }
 export type Row = SpanRow | FoldRow
@@ -43,10 +43,13 @@ export function tree(trace: Trace): Tree {
   }
   let begin = Infinity, end = -Infinity
   const errors: number[] = []
+  // By who comes first, so that the first eight services differ.
+  const hues = new Map<string, number>()
   for (const item of items) {
     begin = Math.min(begin, item.start)
     end = Math.max(end, item.end)
     if (item.error) errors.push(item.at)
+    if (!hues.has(item.span.service.name)) hues.set(item.span.service.name, hues.size % 8)
   }
   // Children come after their parents, so that one way back adds up all below.
   for (let at = items.length - 1; at >= 0; at--) {
@@ -63,7 +66,7 @@ export function tree(trace: Trace): Tree {
     else item.critical.push([start, start + piece.duration])
   }
   if (!items.length) begin = end = 0
-  return { items, roots, byId, begin, end: Math.max(end, begin + 1), errors }
+  return { items, roots, byId, begin, end: Math.max(end, begin + 1), errors, hues }
 }
 
 const keyOf = (item: Item) => `${item.parent}\n${item.span.kind}\n${item.span.service.name}\n${item.span.name}`

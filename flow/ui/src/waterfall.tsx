@@ -2,7 +2,7 @@
 // keyboard and for those who listen. Must never touch more elements than are in view.
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from 'preact/hooks'
 import type { Trace } from './api'
-import { hue, ns, plural } from './format'
+import { ns, plural } from './format'
 import { useKeys } from './keys'
 import { reveal, rows, type FoldRow, type Row, type Tree } from './rows'
 
@@ -183,7 +183,7 @@ export function Waterfall({ tree, trace, chosen, choose, handle }: Props) {
           }
           const item = tree.items[row.at]!
           const { span } = item
-          const color = hue(span.service.name)
+          const color = tree.hues.get(span.service.name)
           const [left, right] = [share(item.start), share(item.end)]
           return <div key={place % slots} {...common} aria-selected={chosen === row.at} class={`row${place === at ? ' cursor' : ''}${chosen === row.at ? ' chosen' : ''}${item.error ? ' failed' : ''}${critical && item.critical.length ? ' on-path' : ''}`}>
             <div class="who" role="gridcell" style={indent}>{twist}{deep}<i class={`dot hue${color}`} aria-hidden="true" />{item.error && <b class="cross" title="failed"><span aria-hidden="true">✕</span><span class="visually-hidden">failed </span></b>}<span class="service">{span.service.name}</span> <span class="span-name">{span.name}</span>{!row.open && item.errorsBelow > 0 && <b class="cross">✕ {item.errorsBelow}</b>}</div>
@@ -212,9 +212,10 @@ function Fold({ row, tree, share, indent, twist, deep }: { row: FoldRow; tree: T
     errors += item.errorsBelow + (item.error ? 1 : 0)
   }
   const [left, right] = [Math.max(0, share(start)), Math.min(100, share(end))]
+  const color = tree.hues.get(span.service.name)
   return <>
-    <div class="who" role="gridcell" style={indent}>{twist}{deep}<i class={`dot hue${hue(span.service.name)}`} aria-hidden="true" />{errors > 0 && <b class="cross">✕ {errors}</b>}<span class="service">{span.service.name}</span> <span class="span-name">{span.name}</span> <b class="times">× {items.length}</b></div>
-    <div class="time" role="gridcell"><div class="lane" aria-hidden="true">{right > left && <i class={`bar many hue${hue(span.service.name)}`} style={{ left: `${left}%`, width: `${right - left}%` }} />}</div><span class="took" title="together">Σ {ns(sum)}</span></div>
+    <div class="who" role="gridcell" style={indent}>{twist}{deep}<i class={`dot hue${color}`} aria-hidden="true" />{errors > 0 && <b class="cross">✕ {errors}</b>}<span class="service">{span.service.name}</span> <span class="span-name">{span.name}</span> <b class="times">× {items.length}</b></div>
+    <div class="time" role="gridcell"><div class="lane" aria-hidden="true">{right > left && <i class={`bar many hue${color}`} style={{ left: `${left}%`, width: `${right - left}%` }} />}</div><span class="took" title="together">Σ {ns(sum)}</span></div>
   </>
 }
 

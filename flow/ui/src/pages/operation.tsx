@@ -29,6 +29,7 @@ export function OperationPage({ name, params }: { name: string; params: URLSearc
       { name: 'Average latency', value: ms(stats.avgLatency), note: `p50 ${ms(stats.p50Latency)}, p95 ${ms(stats.p95Latency)}, p99 ${ms(stats.p99Latency)}` },
     ]} />}</Answer>
     <Answer of={graph} what="graph">{({ graph }) => <FlowGraph graph={graph} title="Flow graph" />}</Answer>
+    <div class="columns">
     {stats.value && stats.value.stats.errors.length > 0 && <section class="panel"><header class="panel-head"><h2>What failed</h2></header>
       <Table caption="Errors by type" rows={stats.value.stats.errors} keyOf={row => row.errorType} columns={[
         { name: 'Error', cell: row => <code>{row.errorType}</code> },
@@ -43,6 +44,7 @@ export function OperationPage({ name, params }: { name: string; params: URLSearc
         { name: 'Average', number: true, sort: row => row.avgLatency, cell: row => ms(row.avgLatency) },
         { name: 'p95', number: true, sort: row => row.p95Latency, cell: row => ms(row.p95Latency) },
       ]} /></section>}
+    </div>
     <section class="panel"><header class="panel-head"><h2>Latest traces</h2></header>
       <Answer of={traces} what="traces">{({ traces }) => traces.length ? <List traces={traces} /> : <p class="soft pad">No trace of it is kept for this time: they may not have been sampled.</p>}</Answer>
     </section>

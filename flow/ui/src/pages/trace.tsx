@@ -91,7 +91,7 @@ function Details({ trace, span, close, jump, known, linked }: { trace: Trace; sp
       <div><dt>Kind</dt><dd>{span.kind}</dd></div>
       <div><dt>Duration</dt><dd>{ns(span.duration)}</dd></div>
       <div><dt>Begins</dt><dd>+{ns(Math.max(0, span.startTime - trace.startTime + (span.skew ?? 0)))}</dd></div>
-      <div><dt>Status</dt><dd>{span.status === 'ERROR' ? <span class="bad">✕ error</span> : span.status.toLowerCase()}</dd></div>
+      <div><dt>Status</dt><dd>{span.status === 'ERROR' ? <span class="bad">✕ error</span> : span.status === 'OK' ? 'ok' : 'no error'}</dd></div>
       <div><dt>Made by</dt><dd>{span.source || '–'}</dd></div>
       {span.service.pod && <div><dt>Pod</dt><dd>{span.service.pod}</dd></div>}
     </dl>
