@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The scripts look for what was built beside the source, whatever the user's own setting.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help demo demo-sidecar demo-envoy test quick wasm parity bench bench-core budgets fmt reference clean
+.PHONY: help demo demo-sidecar demo-envoy test quick wasm browser parity bench bench-core bench-flow budgets fmt reference clean
 
 help: ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -42,6 +42,9 @@ wasm: ## the filter for Envoy: target/wasm/throughline.wasm
 	@scripts/setup wasm
 	@scripts/wasm
 
+browser: ## the library for pages: browser/dist, which is committed
+	@cd browser && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm run --silent build
+
 parity: ## the scenarios against real Envoy with the filter, and both hosts' spans against each other
 	@scripts/setup test
 	@scripts/wasm
@@ -63,12 +66,22 @@ bench-core: ## what an exchange and an edited event cost in core: time and alloc
 	@scripts/setup demo
 	@cargo run -q --release -p throughline-benches
 
+bench-flow: ## what a span costs the flow server: within its process (ARGS="spans runs"), and over loopback with clients looking on
+	@scripts/setup demo
+	@cargo bench -q -p throughline-flow --bench ingest -- $(ARGS)
+	@cargo bench -q -p throughline-flow --bench numbers
+	@cargo build -q --release -p throughline-flow
+	@cargo bench -q -p throughline-flow --bench loopback
+
 fmt: ## format the code
 	@cargo fmt --all
 
-reference: ## write docs/settings.md and docs/metrics.md from their tables
+reference: ## write docs/settings.md, docs/metrics.md and the chart's schema from their tables
 	@cargo run -q -p throughline-proxy -- --print-reference > docs/settings.md
 	@cargo run -q -p throughline-proxy -- --print-metrics > docs/metrics.md
+	@cargo run -q -p throughline-deploy > deploy/chart/throughline/values.schema.json
+	@cargo run -q -p throughline-flow -- --print-reference > target/flow-settings.md
+	@sed -i '/^## Listeners/,$$d' docs/flow.md && sed -n '/^## Listeners/,$$p' target/flow-settings.md >> docs/flow.md
 
 clean: ## remove what was built
 	@cargo clean

@@ -121,6 +121,22 @@ pub struct Books {
     pub dropped: [u64; Dropped::ALL.len()],
 }
 
+impl Books {
+    /// Both together.
+    #[must_use]
+    pub fn with(mut self, other: &Self) -> Self {
+        let Self { created, created_by_kind, exported, held, dropped } = &mut self;
+        *created += other.created;
+        *exported += other.exported;
+        *held += other.held;
+        let kinds = created_by_kind.iter_mut().zip(other.created_by_kind);
+        for (count, more) in kinds.chain(dropped.iter_mut().zip(other.dropped)) {
+            *count += more;
+        }
+        self
+    }
+}
+
 /// The bounded queue of encoded spans.
 #[derive(Debug)]
 pub struct Batch {

@@ -4,6 +4,7 @@
 
 pub mod adaptive;
 pub mod batch;
+pub mod browser;
 pub mod bucket;
 pub mod carrier;
 pub mod classify;

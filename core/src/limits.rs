@@ -106,3 +106,20 @@ pub const UNTOUCHED_REASONS_MAX: usize = 32;
 
 /// Bytes of an inbound exchange that are told to the other workers of a host; longer lists stay behind.
 pub const CROSSING_BYTES_MAX: usize = 2048;
+
+/// Bytes of a body of spans from a browser: what a page may send while it is being left.
+pub const BROWSER_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Spans of such a body. An operation has one, and one for each of its first 30 requests.
+pub const BROWSER_SPANS_MAX: usize = 64;
+/// Traces of pages that are remembered, at some 300 bytes each. Beyond it the oldest is forgotten.
+pub const BROWSER_TRACES_MAX: usize = 8192;
+/// Seconds for which one is remembered, and the longest that an operation may take.
+pub const BROWSER_TRACE_SECONDS: u64 = 600;
+/// Addresses whose share is counted apart; further ones have one together.
+pub const BROWSER_ADDRESSES_MAX: usize = 4096;
+/// Seconds' worth of an address's share that may be used at once: a page that is opened asks for much.
+pub const BROWSER_BURST_SECONDS: u64 = 5;
+/// Bytes of a path that a page tells.
+pub const BROWSER_PATH_BYTES_MAX: usize = 512;
+/// Milliseconds between a page's clock and ours that are taken for the time under way.
+pub const BROWSER_CLOCK_MILLIS_MAX: u64 = 2000;

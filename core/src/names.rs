@@ -72,6 +72,14 @@ pub mod attribute {
         RPC_STATUS_CODE = "rpc.status_code";
         /// The user's business operation.
         OPERATION = "app.operation.name";
+        /// What the user did in a page: `button_click`, `link_click`, `form_submit`, `route_change`, `custom`.
+        UI_EVENT = "ui.event";
+        /// When, in milliseconds since 1970.
+        UI_TIMESTAMP = "ui.timestamp";
+        /// What came of it: `ok`, `error`, `abandoned` when the page was left first.
+        UI_RESULT = "ui.result";
+        /// How requests came to be part of the operation: `explicit`, or `window` by the time in which they began.
+        ATTRIBUTION = "app.operation.attribution";
         /// Service of the sidecar at the other end.
         PEER_SERVICE = "throughline.peer.service";
         /// Namespace of the sidecar at the other end.

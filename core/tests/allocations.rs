@@ -7,14 +7,16 @@
 mod steady {
     use std::alloc::{GlobalAlloc, Layout, System};
     use std::cell::Cell;
+    use std::fmt::Write as _;
     use std::net::{IpAddr, Ipv4Addr};
 
     use throughline_core::batch::{Batch, Bounds, Dropped};
+    use throughline_core::browser::{self, Pages, Sent};
     use throughline_core::carrier::Carrier;
     use throughline_core::classify::{Direction, Outcome};
     use throughline_core::exchange::{
-        Config, Destination, Now, Propagators, RequestHead, ResponseHeaders, RootUnsampled, Scheme, Tracer,
-        Version,
+        Config, Destination, Edge, Now, Propagators, RequestHead, ResponseHeaders, RootUnsampled, Scheme,
+        Tracer, Trust, Version,
     };
     use throughline_core::ids::{Ids, SpanId, TraceId};
     use throughline_core::limits::METRIC_SERIES_MAX;
@@ -145,10 +147,14 @@ mod steady {
     }
 
     fn tracer_with(root: Root, aggregation: Aggregation) -> Tracer {
+        tracer_at(root, aggregation, Trust::Mesh)
+    }
+
+    fn tracer_at(root: Root, aggregation: Aggregation, trust: Trust) -> Tracer {
         let config = Config {
             enabled: true,
             mode: throughline_core::mode::Mode::Hybrid,
-            trust: throughline_core::exchange::Trust::Mesh,
+            trust,
             adaptive: throughline_core::adaptive::Adaptive::default(),
             spans_per_second: 0,
             service: "orders".to_owned(),
@@ -309,6 +315,61 @@ mod steady {
         assert_eq!(total, MANY, "every exchange counts");
         assert!((1000..=METRIC_SERIES_MAX + 2).contains(&series), "{series} series");
         assert!(most < 4 << 20, "{most} bytes while it was written");
+    }
+
+    #[test]
+    fn a_million_operations_of_pages_keep_memory_within_its_bound() {
+        const MANY: u32 = 1_000_000;
+        let edge = Edge { operations: Vec::new(), operations_max: 100, sampled_per_second: 1 };
+        let tracer = tracer_at(Root::AlwaysOn, Aggregation::Explicit, Trust::Edge(edge));
+        let bounds = Bounds { queue_spans_max: 2048, chunk_spans_max: 512, flush_after_ms: 1000 };
+        let (mut own, mut of_pages) = (Batch::new(bounds), Batch::new(bounds));
+        let limits = browser::Config {
+            address_per_second: 1_000_000,
+            per_second: 1_000_000,
+            attribute_bytes_max: None,
+        };
+        let pages = Pages::new(&limits, 7);
+        let (mut ids, mut carrier, mut now) = (Counting(0), Fixed::default(), Now::default());
+        let (mut parent, mut operation, mut body) = (String::new(), String::new(), String::new());
+        let before = LIVE_BYTES.get();
+        let mut taken = 0;
+        for number in 0..MANY {
+            now.mono_nanos += 1_000_000;
+            now.unix_nanos += 1_000_000;
+            for text in [&mut parent, &mut operation, &mut body] {
+                text.clear();
+            }
+            let _ = write!(parent, "00-{number:08x}4b1d0f7a2c3e5d6f8091a2b3-a1b2c3d4e5f60718-01");
+            let _ = write!(operation, "operation-{number}");
+            carrier.fill(&[
+                ("sec-fetch-site", "same-origin"),
+                ("traceparent", &parent),
+                ("x-operation-name", &operation),
+            ]);
+            let address = IpAddr::V4(Ipv4Addr::from_bits(number));
+            let page = pages.arrive(&mut carrier, None, address, now, &mut ids).unwrap();
+            let mut exchange = tracer.begin_of_page(&HEAD, &mut carrier, now, &mut ids, &page);
+            pages.decided(&page, &exchange);
+            carrier.fill(&[]);
+            exchange.response(&tracer, 200, &mut carrier);
+            let _ = tracer.end(exchange, Outcome::Complete, now, &mut own);
+            let _ = write!(
+                body,
+                "{{\"resourceSpans\":[{{\"scopeSpans\":[{{\"spans\":[{{\"traceId\":\"{}\",\"spanId\":\"{}\",\
+                 \"name\":\"{operation}\",\"kind\":1,\"startTimeUnixNano\":\"{}\",\"endTimeUnixNano\":\"{}\"\
+                 }}]}}]}}]}}",
+                parent.get(3..35).unwrap(),
+                parent.get(36..52).unwrap(),
+                now.unix_nanos,
+                now.unix_nanos,
+            );
+            let sent = Sent { body: body.as_bytes(), address, agent: None, now };
+            taken += pages.take(&sent, &mut of_pages).unwrap().taken;
+        }
+        let grown = LIVE_BYTES.get() - before;
+        assert!(grown < 16 << 20, "{grown} bytes");
+        assert_eq!(taken, u64::from(MANY), "each told of its operation");
     }
 
     #[test]

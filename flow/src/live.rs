@@ -222,7 +222,10 @@ impl Live {
         let now = (self.clock)();
         let mut changed = Vec::new();
         for part in &self.parts {
-            locked(part).retain(|id, flow| {
+            let mut flows = locked(part);
+            // What is over makes room first.
+            let crowded = flows.len() > FLOWS_MAX / 2;
+            flows.retain(|id, flow| {
                 let heard_ago = now.saturating_sub(flow.heard);
                 let quiet = heard_ago > QUIET_NANOS;
                 let closes = !flow.closed && (quiet || (flow.ended && heard_ago >= SETTLED_NANOS));
@@ -234,8 +237,8 @@ impl Live {
                         self.learn(&flow.operation, flow.spans);
                     }
                 }
-                // Forgotten only when it is quiet: a span that comes late begins no second flow.
-                !quiet
+                // Forgotten when it is quiet, so that a span that comes late begins no second flow.
+                !(quiet || crowded && flow.closed)
             });
         }
         changed.sort_by_key(|(id, flow)| (flow.first_start, *id));

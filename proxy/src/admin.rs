@@ -1,8 +1,8 @@
-//! The sidecar's own HTTP: is it alive, is it ready, what has it counted. Drains only for callers on the same host;
+//! The sidecar's own HTTP: is it alive, is it ready, what has it counted, and how the application is. Drains only for callers on the same host;
 //! who may change tracing is for `control` to say.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,10 @@ pub(crate) async fn serve(sidecar: Arc<Sidecar>, listener: TcpListener, drain: A
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
+        // Where a kubelet that asks us would ask the application.
+        let reached_at = stream
+            .local_addr()
+            .map_or(IpAddr::from(Ipv4Addr::LOCALHOST), |address| address.ip().to_canonical());
         let (sidecar, drain) = (Arc::clone(&sidecar), Arc::clone(&drain));
         tokio::spawn(async move {
             let service = service_fn(move |request| {
@@ -47,6 +51,9 @@ pub(crate) async fn serve(sidecar: Arc<Sidecar>, listener: TcpListener, drain: A
                     if request.uri().path().starts_with("/api/tracing/") {
                         let answer = control::answer(&sidecar, request, caller).await;
                         return Ok::<_, Infallible>(answer.map(Either::Left));
+                    }
+                    if let Some(number) = request.uri().path().strip_prefix("/probe/") {
+                        return Ok(probed(&sidecar, &request, number, reached_at).await);
                     }
                     Ok(answer(&sidecar, &request, caller, &drain))
                 }
@@ -94,7 +101,29 @@ fn answer(
             StatusCode::METHOD_NOT_ALLOWED,
             "want GET for /livez, /readyz and /metrics, POST for /drain\n",
         ),
-        _ => text(StatusCode::NOT_FOUND, "want /livez, /readyz, /metrics, /drain or /api/tracing/status\n"),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "want /livez, /readyz, /metrics, /drain, /probe/0 or /api/tracing/status\n",
+        ),
+    }
+}
+
+/// What the application says to the listed probe of this number.
+async fn probed(sidecar: &Sidecar, request: &Request<Incoming>, number: &str, ip: IpAddr) -> Response<Page> {
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "want GET\n");
+    }
+    let listed = number.parse().ok().and_then(|number: usize| sidecar.settings.probes.get(number));
+    let Some(probe) = listed else {
+        return text(StatusCode::NOT_FOUND, "want the number of a probe that the setting `probes` lists\n");
+    };
+    match crate::probe::ask(probe, ip, request.headers()).await {
+        Ok(()) => text(StatusCode::OK, "the application is well\n"),
+        Err(why) => {
+            let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "");
+            *response.body_mut() = Either::Left(Full::new(Bytes::from(format!("the application: {why}\n"))));
+            response
+        }
     }
 }
 

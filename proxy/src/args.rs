@@ -3,16 +3,16 @@
 
 use throughline_core::names::VERSION;
 use throughline_core::prometheus::table;
-use throughline_core::settings::{Found, Settings, Sources, help, reference};
+use throughline_core::settings::{Browser, Found, Settings, Sources, help, reference};
 use throughline_settings_file::pairs;
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Serve.
-    Run(Box<Found<Settings>>),
+    Run(Box<Found<(Settings, Browser)>>),
     /// Say whether these settings are right, and stop.
-    Check(Box<Found<Settings>>),
+    Check(Box<Found<(Settings, Browser)>>),
     /// Print this and stop.
     Print(String),
 }
@@ -57,7 +57,7 @@ pub(crate) fn read(args: impl Iterator<Item = String>) -> Result<Command, Vec<St
     if unreadable {
         return Err(mistakes); // without the file, what it would have said would be missed too
     }
-    let found = Settings::resolve(&sources).map_err(|found| {
+    let found = Browser::resolve(&sources).map_err(|found| {
         mistakes.extend(found.iter().map(ToString::to_string));
         std::mem::take(&mut mistakes)
     })?;
@@ -77,7 +77,8 @@ fn usage() -> String {
          A flag wins over its environment variable, that over the YAML file of --config (same keys).\n\n\
          Try: throughline-proxy --inbound-listen 127.0.0.1:8080 --inbound-upstream 127.0.0.1:3000 \\\n\
          \x20                      --outbound-listen 127.0.0.1:15001 --otel-traces-exporter console\n\n\
-         Commands:\n  --help              this text\n  --version           the version\n  \
+         Commands:\n  init                redirect connections to a transparent sidecar; see init --help\n  \
+         --help              this text\n  --version           the version\n  \
          --check             check the settings, say what is wrong, and stop\n  \
          --print-reference   the reference page of all settings, in Markdown\n  \
          --print-metrics     the reference page of all metrics, in Markdown\n{}",
@@ -142,7 +143,7 @@ mod tests {
         .unwrap();
         let command = args(&["--config", path.to_str().unwrap()]);
         let Ok(Command::Run(found)) = command else { panic!("{command:?}") };
-        assert_eq!((found.value.routes.len(), found.value.bsp_queue_max), (2, 7));
+        assert_eq!((found.value.0.routes.len(), found.value.0.bsp_queue_max), (2, 7));
         std::fs::write(&path, "- a\n").unwrap();
         assert!(args(&["--config", path.to_str().unwrap()]).unwrap_err()[0].contains("want a YAML mapping"));
         std::fs::remove_file(&path).unwrap();
@@ -152,6 +153,8 @@ mod tests {
     #[test]
     fn help_names_every_setting() {
         let text = usage();
-        assert!(throughline_core::settings::ROWS.iter().all(|row| text.contains(&format!("--{} ", row.key))));
+        let mut rows =
+            throughline_core::settings::ROWS.iter().chain(throughline_core::settings::BROWSER_ROWS);
+        assert!(rows.all(|row| text.contains(&format!("--{} ", row.key))));
     }
 }

@@ -76,7 +76,7 @@ pub(crate) async fn answer(
 ) -> Response<Full<Bytes>> {
     let call = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/api/tracing/status") => {
-            return json(StatusCode::OK, sidecar.tracer.status(now(), sidecar.spans.books()));
+            return json(StatusCode::OK, sidecar.tracer.status(now(), sidecar.books()));
         }
         (&Method::POST, "/api/tracing/enable") => Call::Enable,
         (&Method::POST, "/api/tracing/disable") => Call::Disable,

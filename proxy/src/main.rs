@@ -3,15 +3,19 @@
 mod access_log;
 mod admin;
 mod args;
+mod browser;
+mod capture;
 mod conform;
 mod control;
 mod export;
 mod forward;
 mod host;
+mod init;
 mod listener;
 mod log;
 mod messages;
 mod moments;
+mod probe;
 mod process;
 mod scrape;
 mod sidecar;
@@ -31,7 +35,7 @@ use std::time::Duration;
 
 use throughline_core::batch::Dropped;
 use throughline_core::exchange::{Tracer, Work};
-use throughline_core::settings::{Found, Settings};
+use throughline_core::settings::{self, Capture, Found, Settings};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -53,7 +57,20 @@ const FAILED: u8 = 1;
 /// Of the time for draining, what the last export may take once requests are over.
 const LAST_EXPORT: Duration = Duration::from_secs(3);
 
+/// How long redirected connections may take to arrive after the redirect has ended.
+const HANDSHAKES: Duration = Duration::from_millis(500);
+
 fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|first| first == "init") {
+        return match init::init(std::env::args().skip(2)) {
+            Ok(text) => {
+                let _ = std::io::stdout().lock().write_all(text.as_bytes());
+                ExitCode::SUCCESS
+            }
+            Err(init::Error::Usage(mistakes)) => fail(&mistakes, WRONG_SETTINGS),
+            Err(init::Error::Failed(why)) => fail(&[why], FAILED),
+        };
+    }
     match args::read(std::env::args().skip(1)) {
         Ok(args::Command::Print(text)) => {
             // A reader that has seen enough (`| head`) is no failure.
@@ -77,9 +94,10 @@ fn main() -> ExitCode {
 }
 
 /// What a start would say of the settings, the files that they name included.
-fn check(found: &Found<Settings>) -> Result<String, String> {
-    let _ = Exporters::new(&found.value)?;
-    let _ = forward::Upstreams::new(&found.value, 1)?;
+fn check(found: &Found<(Settings, settings::Browser)>) -> Result<String, String> {
+    let (settings, _) = &found.value;
+    let _ = Exporters::new(settings)?;
+    let _ = forward::Upstreams::new(settings, 1)?;
     let warnings = found.warnings.iter().map(|warning| format!("warning: {warning}\n"));
     Ok(std::iter::once("settings are right\n".to_owned()).chain(warnings).collect())
 }
@@ -99,33 +117,45 @@ fn fail(messages: &[String], code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(found: Found<Settings>) -> Result<(), Stop> {
-    let Found { value: settings, warnings } = found;
+fn run(found: Found<(Settings, settings::Browser)>) -> Result<(), Stop> {
+    let Found { value: (settings, browser), warnings } = found;
     log::set_level(settings.log_level);
+    process::raise_descriptors();
     for warning in &warnings {
         log::warn(warning, &[]);
     }
     let failed = |error| Stop::Failed(format!("failed to start: {error}"));
     let runtime = worker::runtime().map_err(failed)?;
     let workers = Workers::start(worker::count(settings.worker_threads) - 1).map_err(failed)?;
-    let served = runtime.block_on(serve(settings, &workers));
+    let served = runtime.block_on(serve(settings, &browser, &workers));
     workers.stop();
     runtime.shutdown_background(); // a name that is being looked up is waited for by nobody
     served
 }
 
-/// The listeners, bound: one socket for each worker, none where nothing is listened on.
+/// The listeners, bound: by address, one socket for each worker; none where nothing is listened on.
 struct Bound {
-    inbound: Vec<std::net::TcpListener>,
-    outbound: Vec<std::net::TcpListener>,
-    admin: Vec<std::net::TcpListener>,
+    inbound: Vec<Sockets>,
+    outbound: Vec<Sockets>,
+    admin: Vec<Sockets>,
 }
+
+/// Of one address.
+type Sockets = Vec<std::net::TcpListener>;
 
 impl Bound {
     fn new(settings: &Settings, workers: usize) -> Result<Self, Stop> {
         let bind = |name: &str, address: Option<SocketAddr>, sockets| {
             let Some(address) = address else { return Ok(Vec::new()) };
-            listener::bind(address, sockets).map_err(|error| {
+            let bound = match settings.capture {
+                Capture::Transparent if name != "THROUGHLINE_ADMIN_LISTEN" => {
+                    listener::bind_both(address, sockets)
+                }
+                Capture::Reverse | Capture::Transparent => {
+                    listener::bind(address, sockets).map(|sockets| vec![sockets])
+                }
+            };
+            bound.map_err(|error| {
                 Stop::Failed(format!("{name}=\"{address}\": want an address that is free: {error}"))
             })
         };
@@ -138,7 +168,7 @@ impl Bound {
 
     fn addresses(&self) -> Vec<SocketAddr> {
         let all = [&self.inbound, &self.outbound, &self.admin];
-        let first = all.into_iter().filter_map(|sockets| sockets.first());
+        let first = all.into_iter().flatten().filter_map(|sockets| sockets.first());
         first.filter_map(|listener| listener.local_addr().ok()).collect()
     }
 }
@@ -148,7 +178,7 @@ fn listening(listener: std::net::TcpListener) -> Result<TcpListener, Stop> {
     TcpListener::from_std(listener).map_err(|error| Stop::Failed(format!("failed to listen: {error}")))
 }
 
-async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
+async fn serve(settings: Settings, browser: &settings::Browser, workers: &Workers) -> Result<(), Stop> {
     let deaf = |error| Stop::Failed(format!("failed to hear signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
@@ -167,7 +197,11 @@ async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
         cut: watch::Sender::new(false),
         tunnels: Semaphore::new(sidecar::TUNNELS_MAX as usize),
         holding: Semaphore::new(sidecar::HELD_KIB_MAX),
+        lease: capture::Lease::default(),
         control_calls: control::Calls::default(),
+        browser: browser
+            .pages(&settings)
+            .map(|config| browser::Browser::new(&config, browser.service_name(&settings), &settings)),
         settings,
     });
     // Before the first request: it is decided by what the file says already.
@@ -179,16 +213,17 @@ async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
     let (drain, draining) = watch::channel(false);
     let (stop, stopping) = watch::channel(None);
     let asked_to_drain = Arc::new(Notify::new());
-    for admin in bound.admin {
+    for admin in bound.admin.into_iter().flatten() {
         tokio::spawn(admin::serve(Arc::clone(&sidecar), listening(admin)?, Arc::clone(&asked_to_drain)));
     }
     let export = tokio::spawn(exporters.run(Arc::clone(&sidecar), stopping));
     tokio::spawn(tidy(Arc::clone(&sidecar)));
     let sides = [(Side::Inbound, bound.inbound), (Side::Outbound, bound.outbound)];
     let mut listeners = Vec::new();
-    for (side, sockets) in sides {
+    for (side, addresses) in sides {
         let places = listener::Places::new(&sidecar.settings);
-        for (worker, socket) in workers.iter().zip(sockets) {
+        let sockets = addresses.into_iter().flat_map(|sockets| workers.iter().zip(sockets));
+        for (worker, socket) in sockets {
             let _on_its_thread = worker.enter();
             let listener = listening(socket)?;
             let accept =
@@ -197,6 +232,9 @@ async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
         }
     }
     sidecar.readiness.start();
+    if sidecar.settings.capture == Capture::Transparent {
+        tokio::spawn(capture::Lease::keep(Arc::clone(&sidecar)));
+    }
     addresses.log(&sidecar);
 
     tokio::select! {
@@ -207,6 +245,11 @@ async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
     let deadline = Instant::now() + patience;
     log::info("draining", &[("drain_timeout_ms", &patience.as_millis())]);
     sidecar.readiness.drain();
+    if sidecar.settings.capture == Capture::Transparent {
+        // Who connects from here on goes directly; whoever was redirected just before is still shaking hands.
+        sidecar.lease.release();
+        tokio::time::sleep(HANDSHAKES.min(patience / 4)).await;
+    }
     let _ = drain.send(true);
     let requests_until = deadline - LAST_EXPORT.min(patience / 2);
     let began = host::now();
@@ -216,8 +259,8 @@ async fn serve(settings: Settings, workers: &Workers) -> Result<(), Stop> {
     let deadline = deadline.min(Instant::now() + LAST_EXPORT);
     let _ = stop.send(Some(deadline));
     let _ = timeout_at(deadline, export).await;
-    sidecar.spans.drop_all(Dropped::Shutdown);
-    let books = sidecar.spans.books();
+    sidecar.queues().for_each(|queue| queue.drop_all(Dropped::Shutdown));
+    let books = sidecar.books();
     log::info(
         "stopped",
         &[
@@ -267,8 +310,8 @@ impl Addresses {
             ("outbound", bound.outbound.first()),
             ("admin", bound.admin.first()),
         ];
-        let known = all.into_iter().filter_map(|(name, listener)| {
-            listener?.local_addr().ok().map(|address| (name, address.to_string()))
+        let known = all.into_iter().filter_map(|(name, sockets)| {
+            sockets?.first()?.local_addr().ok().map(|address| (name, address.to_string()))
         });
         Self(known.collect())
     }

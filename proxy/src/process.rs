@@ -1,13 +1,23 @@
-//! What the kernel knows of this process, read when somebody scrapes. Where /proc is not as expected, a number is
-//! missing; nothing fails.
+//! What the kernel knows of this process, read when somebody scrapes, and the one bound that is ours to raise. Where /proc
+//! is not as expected, a number is missing; nothing fails.
 
 use std::fs;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use throughline_core::prometheus::Text;
 use throughline_core::prometheus::table::{Metric, PROCESS_CPU, PROCESS_FDS, PROCESS_RSS, PROCESS_START};
 
 /// Ticks a second of times in /proc: `USER_HZ`, which is part of the kernel's interface.
 const TICKS: f64 = 100.0;
+
+/// Raises the soft bound of open descriptors to the hard one. Some runtimes start containers with 1024, which is few for a
+/// process that holds two for each connection; who wants fewer sets `connections-max`.
+pub(crate) fn raise_descriptors() {
+    let bound = getrlimit(Resource::Nofile);
+    if bound.current != bound.maximum {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: bound.maximum, maximum: bound.maximum });
+    }
+}
 
 /// Adds the numbers under the names that every exporter has.
 pub(crate) fn write(text: &mut Text) {

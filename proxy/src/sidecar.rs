@@ -4,11 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use throughline_core::batch::Books;
 use throughline_core::exchange::{Done, Now, Tracer, Work};
 use throughline_core::settings::Settings;
 use tokio::sync::{Semaphore, watch};
 
 use crate::access_log::AccessLog;
+use crate::browser::Browser;
+use crate::capture::{Captured, Lease};
 use crate::export::SpanQueue;
 use crate::forward::Upstreams;
 use crate::host::{RandomIds, now};
@@ -31,8 +34,12 @@ pub(crate) struct Sidecar {
     pub(crate) tunnels: Semaphore,
     /// KiB of bodies that may still be held.
     pub(crate) holding: Semaphore,
+    /// The kernel's redirect, in transparent capture.
+    pub(crate) lease: Lease,
     /// Changes of tracing by calls.
     pub(crate) control_calls: crate::control::Calls,
+    /// What browsers get, where they get anything.
+    pub(crate) browser: Option<Browser>,
 }
 
 /// KiB of bodies held at once, all requests together: what is beyond streams through untouched.
@@ -45,6 +52,16 @@ impl Sidecar {
     /// Tells of the sidecar's own work, which is over now.
     pub(crate) fn work(&self, work: Work, started: Now, error: Option<&str>, detail: &str) {
         self.tracer.work(Done { work, started, error, detail }, now(), &mut RandomIds, &mut &self.spans);
+    }
+
+    /// The queues of finished spans: our own, and that of pages.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = &SpanQueue> {
+        std::iter::once(&self.spans).chain(self.browser.as_ref().map(|browser| &browser.spans))
+    }
+
+    /// What became of all spans so far.
+    pub(crate) fn books(&self) -> Books {
+        self.queues().fold(Books::default(), |all, queue| all.with(&queue.books()))
     }
 
     /// What the future gives, or `None` when the time for draining is over first.
@@ -64,8 +81,10 @@ pub(crate) struct Connection {
     pub(crate) side: Side,
     /// The caller's address.
     pub(crate) caller: IpAddr,
-    /// Where every request goes, when a CONNECT has said it.
+    /// Where every request goes, when a CONNECT or the kernel has said it.
     pub(crate) tunnel_to: Option<throughline_core::settings::Authority>,
+    /// What only a redirected connection has.
+    pub(crate) captured: Option<Captured>,
     pub(crate) progress: crate::stall::Progress,
 }
 

@@ -6,6 +6,7 @@ use http::Request;
 use hyper::body::Incoming;
 use tower::{Service, ServiceBuilder};
 
+use crate::browser::BrowserLayer;
 use crate::conform::ConformLayer;
 use crate::forward::{Forward, FromUpstream};
 use crate::messages::Resumed;
@@ -29,6 +30,8 @@ pub(crate) fn stack(
     ServiceBuilder::new()
         // An illegal head is answered before anything else sees it, so nothing behind has to doubt a request.
         .layer(ConformLayer(Arc::clone(connection)))
+        // What browsers get of the sidecar itself is no exchange, and no business of the application.
+        .layer(BrowserLayer(Arc::clone(connection)))
         // The exchange begins once the request is known to be one, and outlives whatever the upstream does.
         .layer(TraceLayer(Arc::clone(connection)))
         // Forwarding knows nothing of traces: it sees headers that are final.

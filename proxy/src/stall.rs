@@ -86,7 +86,7 @@ impl Progress {
     }
 
     /// Whether no request is under way.
-    fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.requests.load(Ordering::Relaxed) == 0
     }
 

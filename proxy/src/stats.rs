@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use throughline_core::batch::{Books, Dropped};
+use throughline_core::browser::{Asked, Body, Counters, Told};
 use throughline_core::exchange::Tracer;
 use throughline_core::keep::KeepReason;
 use throughline_core::mode::Mode;
@@ -12,6 +13,7 @@ use throughline_core::prometheus::table::{self, Metric};
 use throughline_core::prometheus::{Form, Text};
 use throughline_core::settings::Settings;
 
+use crate::capture::Names;
 use crate::host::now;
 use crate::process;
 use crate::scrape::Scrape;
@@ -82,6 +84,11 @@ labels! {
     Connect { Ok = "ok", Refused = "refused", Failed = "failed" }
 }
 
+labels! {
+    /// What became of a redirected connection.
+    Captured { Ok = "ok", Refused = "refused", Failed = "failed" }
+}
+
 /// A counter per label.
 #[derive(Debug)]
 pub(crate) struct Family<const N: usize>([AtomicU64; N]);
@@ -113,6 +120,9 @@ pub(crate) struct Stats {
     reaped: Family<3>,
     exports: [Family<5>; 2],
     connects: Family<3>,
+    captured: [Family<3>; 2],
+    /// Names that TLS connections asked for.
+    pub(crate) tls_names: Names,
     maybe_twice: AtomicU64,
     tunnel_bytes: AtomicU64,
     access_lines_dropped: AtomicU64,
@@ -131,6 +141,11 @@ impl Stats {
 
     pub(crate) fn closed(&self, side: Side) {
         self.connections_open.add(side as usize, u64::MAX); // one less, in wrapping arithmetic
+    }
+
+    /// Whether one side has as many connections open as it may have.
+    pub(crate) fn is_full(&self, most: u64) -> bool {
+        self.connections_open.values().any(|open| open >= most)
     }
 
     pub(crate) fn refused(&self, refusal: Refusal) {
@@ -156,6 +171,12 @@ impl Stats {
         self.connects.add(how as usize, 1);
     }
 
+    pub(crate) fn captured(&self, side: Side, how: Captured) {
+        if let Some(family) = self.captured.get(side as usize) {
+            family.add(how as usize, 1);
+        }
+    }
+
     pub(crate) fn tunnelled(&self, bytes: u64) {
         self.tunnel_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -166,16 +187,21 @@ impl Stats {
 
     /// Everything as Prometheus has it: what fits one piece, and the exchanges' numbers behind it.
     pub(crate) fn scrape(sidecar: &Sidecar, form: Form) -> Scrape {
-        let Sidecar { settings, tracer, spans: queue, stats, .. } = sidecar;
+        let Sidecar { settings, tracer, stats, .. } = sidecar;
         let mut text = Text::new(form);
         text.head(&table::BUILD);
         text.value(&table::BUILD, &[VERSION], 1);
         target(&mut text, settings);
-        spans(&mut text, queue.books());
+        spans(&mut text, sidecar.books());
         text.single(&table::SPANS_MAYBE_TWICE, stats.maybe_twice.load(Ordering::Relaxed));
         sampling(&mut text, tracer);
         exchanges(&mut text, tracer);
+        browsers(&mut text, sidecar.browser.as_ref().map(|browser| browser.pages().counters()));
         stats.connections(&mut text, settings.connections_max);
+        text.head(&table::CAPTURE_LEASE);
+        for (family, held) in sidecar.lease.held() {
+            text.value(&table::CAPTURE_LEASE, &[family], u64::from(held));
+        }
         stats.exports(&mut text);
         process::write(&mut text);
         Scrape::new(text, tracer.numbers(settings.graph_metrics))
@@ -199,6 +225,16 @@ impl Stats {
         family(text, &table::CONNECTIONS_REAPED, Reaped::LABELS, &self.reaped);
         family(text, &table::REQUESTS_REFUSED, Refusal::LABELS, &self.refused);
         family(text, &table::CONNECTS, Connect::LABELS, &self.connects);
+        text.head(&table::CAPTURED);
+        for (side, family) in Side::ALL.into_iter().zip(&self.captured) {
+            for (result, count) in Captured::LABELS.iter().zip(family.values()) {
+                text.value(&table::CAPTURED, &[side.as_str(), result], count);
+            }
+        }
+        text.head(&table::TLS_CONNECTIONS);
+        for (side, name, count) in self.tls_names.counts() {
+            text.value(&table::TLS_CONNECTIONS, &[side.as_str(), &name], count);
+        }
         text.single(&table::TUNNEL_BYTES, self.tunnel_bytes.load(Ordering::Relaxed));
         text.single(&table::ACCESS_LOG_DROPPED, self.access_lines_dropped.load(Ordering::Relaxed));
     }
@@ -242,6 +278,25 @@ fn spans(text: &mut Text, books: Books) {
     for (reason, count) in Dropped::ALL.into_iter().zip(books.dropped) {
         text.value(&table::SPANS_DROPPED, &[reason.as_str()], count);
     }
+}
+
+/// What browsers sent; without them the page has the names alone.
+fn browsers(text: &mut Text, counters: Option<Counters>) {
+    let counters = counters.as_ref();
+    let mut by_result = |metric: &Metric, labels: Vec<&str>, counts: Option<&[u64]>| {
+        text.head(metric);
+        for (label, count) in labels.into_iter().zip(counts.unwrap_or_default()) {
+            text.value(metric, &[label], *count);
+        }
+    };
+    let asked = Asked::ALL.iter().map(|asked| asked.as_str());
+    by_result(&table::PAGES_TRACES, asked.collect(), counters.map(|counters| &counters.asked[..]));
+    let bodies = Body::ALL.iter().map(|body| body.as_str());
+    by_result(&table::PAGES_BODIES, bodies.collect(), counters.map(|counters| &counters.bodies[..]));
+    let told = Told::ALL.iter().map(|told| told.as_str());
+    by_result(&table::PAGES_SPANS, told.collect(), counters.map(|counters| &counters.told[..]));
+    text.single(&table::PAGES_ATTRIBUTES_DROPPED, counters.map_or(0, |counters| counters.attributes_dropped));
+    text.single(&table::PAGES_TRACES_HELD, counters.map_or(0, |counters| counters.traces_held));
 }
 
 /// What decides at this moment.

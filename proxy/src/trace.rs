@@ -16,9 +16,11 @@ use throughline_core::events::grpc_frame::{Reassembler, first_message, reframe};
 use throughline_core::exchange::{
     self, Destination, Exchange, Mark, RequestHead, Scheme, Wanted, looks_like_push,
 };
+use throughline_core::ids::TraceId;
 use tower::{Layer, Service};
 
 use crate::access_log;
+use crate::browser::Whole;
 use crate::conform::Explain;
 use crate::forward::{Answer, ERROR_HEADER, Gone, Tunnel};
 use crate::host::{Headers, RandomIds, later_than, now};
@@ -217,12 +219,16 @@ struct Live {
     bytes_out: u64,
     /// In `full` mode, what forwarding notes.
     moments: Option<Moments>,
+    /// The trace of a page that the exchange goes on with.
+    page: Option<TraceId>,
 }
 
 impl Live {
     /// Boxed: it is handed on from future to future, and to the body.
     fn begin<B>(connection: &Arc<Connection>, request: &mut Request<B>) -> Box<Self> {
         let sidecar = &connection.sidecar;
+        let browser = sidecar.browser.as_ref().filter(|_| connection.side == Side::Inbound);
+        let page = browser.and_then(|browser| browser.arrive(connection, request.headers_mut()));
         let logged = sidecar.access_log.is_on().then(|| {
             let bytes_in = access_log::BytesIn::default();
             request.extensions_mut().insert(bytes_in.clone());
@@ -234,10 +240,15 @@ impl Live {
             Some(_) => None,
             None => request.headers().get(HOST).cloned(),
         };
+        // HTTP/1.0 need not name anybody; then the kernel's word is the name.
+        let unnamed = match (uri.authority(), &host, &connection.tunnel_to) {
+            (None, None, Some(to)) => to.to_string(),
+            _ => String::new(),
+        };
         let authority = match (uri.authority(), &host) {
             (Some(authority), _) => authority.as_str().as_bytes(),
             (None, Some(host)) => host.as_bytes(),
-            (None, None) => b"",
+            (None, None) => unnamed.as_bytes(),
         };
         let pubsub = match connection.side {
             Side::Outbound => sidecar.upstreams.pubsub_of(&sidecar.own_ports, authority),
@@ -271,14 +282,22 @@ impl Live {
                 Destination::Named
             },
         };
-        let exchange =
-            sidecar.tracer.begin(&head, &mut Headers(request.headers_mut()), now(), &mut RandomIds);
+        let mut headers = Headers(request.headers_mut());
+        let exchange = match (&page, browser) {
+            (Some(page), Some(browser)) => {
+                let exchange = sidecar.tracer.begin_of_page(&head, &mut headers, now(), &mut RandomIds, page);
+                browser.pages().decided(page, &exchange);
+                exchange
+            }
+            _ => sidecar.tracer.begin(&head, &mut headers, now(), &mut RandomIds),
+        };
+        let page = page.map(|page| page.trace_id);
         let moments = exchange.wants_marks().then(Moments::default);
         if let Some(moments) = &moments {
             request.extensions_mut().insert(moments.clone());
         }
         let connection = Arc::clone(connection);
-        Box::new(Self { exchange: Some(exchange), connection, request: logged, bytes_out: 0, moments })
+        Box::new(Self { exchange: Some(exchange), connection, request: logged, bytes_out: 0, moments, page })
     }
 
     fn wanted(&self) -> Wanted {
@@ -338,6 +357,11 @@ impl Live {
     /// The sidecar answers itself, and that is the end of the exchange.
     fn answer_instead<D>(&mut self, failure: Failure) -> Response<Traced<D>> {
         let mut response = in_place_of_upstream(failure);
+        if let Some(captured) = self.connection.captured.as_ref().filter(|captured| captured.shows(failure)) {
+            captured.ends.resets(); // nobody sees the answer
+            self.end(Outcome::Failed { failure, answered: None });
+            return response;
+        }
         let status = response.status().as_u16();
         if let Some(exchange) = &mut self.exchange {
             let tracer = &self.connection.sidecar.tracer;
@@ -356,6 +380,9 @@ impl Live {
         let sidecar = &self.connection.sidecar;
         let now = later_than(exchange.started());
         let summary = sidecar.tracer.end(exchange, outcome, now, &mut &sidecar.spans);
+        if let (Some(page), Some(browser), true) = (self.page, &sidecar.browser, summary.recorded) {
+            browser.pages().kept(page); // says nothing new of one that was sampled
+        }
         if let Some(request) = &self.request {
             sidecar.access_log.write(request, &summary, outcome, self.bytes_out, &sidecar.stats);
         }
@@ -376,8 +403,15 @@ pin_project_lite::pin_project! {
     pub(crate) enum TraceFuture<F, D> {
         /// Nothing is held: the way of most requests.
         Plain { #[pin] inner: F, live: Option<Box<Live>> },
-        /// Bodies are held.
+        /// Bodies are held, or nobody else has to be asked.
         Held { inner: crate::Boxed<Response<Traced<D>>> },
+    }
+}
+
+/// An answer that needs no upstream.
+impl<F, D> From<crate::Boxed<Response<Traced<D>>>> for TraceFuture<F, D> {
+    fn from(inner: crate::Boxed<Response<Traced<D>>>) -> Self {
+        Self::Held { inner }
     }
 }
 
@@ -486,6 +520,12 @@ pin_project_lite::pin_project! {
     }
 }
 
+impl<D> Whole for Traced<D> {
+    fn whole(text: Bytes) -> Self {
+        Self::Own { text: Some(text).filter(|text| !text.is_empty()) }
+    }
+}
+
 impl<D> Explain for Traced<D> {
     fn explain(text: &'static str) -> Self {
         Self::Own { text: Some(Bytes::from_static(text.as_bytes())) }
@@ -519,7 +559,12 @@ impl<D: Body<Data = Bytes, Error = Failure>> Body for Traced<D> {
                 let mut frame = ready!(body.as_mut().poll_frame(cx));
                 match &mut frame {
                     None => live.end(Outcome::Complete),
-                    Some(Err(failure)) => live.end(Outcome::Failed { failure: *failure, answered: None }),
+                    Some(Err(failure)) => {
+                        if let Some(captured) = &live.connection.captured {
+                            captured.broke();
+                        }
+                        live.end(Outcome::Failed { failure: *failure, answered: None });
+                    }
                     Some(Ok(frame)) => {
                         if let (Some(frames), Some(data)) = (frames.as_mut(), frame.data_ref()) {
                             let over_before = frames.messages_over_bound();

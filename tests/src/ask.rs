@@ -182,6 +182,11 @@ impl Connection {
     /// Connects.
     pub async fn to(address: SocketAddr, protocol: Protocol) -> Result<Connection, String> {
         let stream = TcpStream::connect(address).await.map_err(|error| format!("connect: {error}"))?;
+        Connection::over(stream, protocol).await
+    }
+
+    /// Around a stream that exists.
+    pub async fn over(stream: TcpStream, protocol: Protocol) -> Result<Connection, String> {
         stream.set_nodelay(true).map_err(|error| format!("nodelay: {error}"))?;
         let io = TokioIo::new(stream);
         let trouble = |error: hyper::Error| format!("handshake: {error:?}");

@@ -110,6 +110,11 @@ impl Collector {
         Collector::listening(Some(acceptor)).await
     }
 
+    /// Starts one at any port of an address.
+    pub async fn reachable_at(ip: std::net::IpAddr) -> Collector {
+        Collector::at((ip, 0).into()).await
+    }
+
     /// Starts one at an address where none was, or where one is gone.
     pub async fn at(address: SocketAddr) -> Collector {
         Collector::on(TcpListener::bind(address).await.expect("the port is free"), None)

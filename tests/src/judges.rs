@@ -56,6 +56,75 @@ pub fn python(modules: &[&str]) -> Option<PathBuf> {
     }
 }
 
+/// A real browser and what drives it.
+#[derive(Debug)]
+pub struct Browser {
+    node: PathBuf,
+    library: PathBuf,
+    chromium: PathBuf,
+}
+
+impl Browser {
+    /// Node.js, Chromium and playwright-core; `None`, and said so, where one is missing.
+    pub fn found() -> Option<Browser> {
+        let node = installed("node")?;
+        let chromium = match std::env::var_os("THROUGHLINE_TEST_CHROMIUM") {
+            Some(path) => PathBuf::from(path),
+            None => installed("chromium")?,
+        };
+        let library = workspace().join("browser/node_modules/playwright-core");
+        if !library.is_dir() {
+            skipped("no playwright-core in browser/node_modules: npm ci --ignore-scripts in browser/");
+            return None;
+        }
+        let tried = Command::new(&node).arg("-e").arg("require(process.argv[1])").arg(&library).output();
+        match tried {
+            Ok(output) if output.status.success() => Some(Browser { node, library, chromium }),
+            tried => {
+                let said = tried.map(|output| String::from_utf8_lossy(&output.stderr).trim().to_owned());
+                let said = said.unwrap_or_else(|error| error.to_string());
+                skipped(&format!(
+                    "{} and playwright-core: {}",
+                    node.display(),
+                    said.lines().last().unwrap_or("fails")
+                ));
+                None
+            }
+        }
+    }
+
+    /// Does the steps on a page of its own. Nothing may be wrong in the eyes of the page or the browser. Gives what
+    /// the steps that ask for a value gave.
+    pub async fn does(&self, steps: &[&[&str]]) -> Vec<Value> {
+        let (values, errors) = self.tries(steps).await;
+        assert_eq!(errors, [""; 0], "what the page and the browser said");
+        values
+    }
+
+    /// As `does`, with the errors that the page and the browser told of.
+    pub async fn tries(&self, steps: &[&[&str]]) -> (Vec<Value>, Vec<String>) {
+        let mut command = Command::new(&self.node);
+        let steps = serde_json::to_string(steps).expect("steps");
+        command.arg(workspace().join("tests/judges/browser.mjs")).arg(&self.library).arg(&self.chromium);
+        command.arg(steps);
+        for name in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"] {
+            command.env_remove(name);
+        }
+        let peer = PeerProcess::start("browser.mjs", command);
+        let done = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("done").cloned();
+        let done = tokio::time::timeout(BROWSER_PATIENCE, peer.running.stdout.line_whenever("done", done));
+        let done: Value = done
+            .await
+            .unwrap_or_else(|_| panic!("the browser did not come to an end in {BROWSER_PATIENCE:?}"));
+        let list = |key: &str| done[key].as_array().cloned().expect("a list");
+        let text = |error: &Value| error.as_str().unwrap_or_default().to_owned();
+        (list("values"), list("errors").iter().map(text).collect())
+    }
+}
+
+/// A browser takes seconds to start where the cores are busy.
+const BROWSER_PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
+
 /// A peer's process. Killed, by its own id, when the scenario is over.
 #[derive(Debug)]
 pub struct PeerProcess {

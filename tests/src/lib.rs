@@ -5,6 +5,7 @@
 pub mod ask;
 pub mod books;
 pub mod canonical;
+pub mod cluster;
 pub mod collector;
 pub mod envoy;
 pub mod feed;

@@ -250,7 +250,11 @@ pub struct Service {
 impl Service {
     /// Starts a service.
     pub async fn playing(script: Script) -> Service {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Service::on(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), script)
+    }
+
+    /// Starts a service on a socket that exists.
+    pub fn on(listener: TcpListener, script: Script) -> Service {
         let address = listener.local_addr().expect("an address");
         let memory = Arc::new(Memory::default());
         let outbound = Outbound::default();

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -101,6 +101,8 @@ pub struct Plan {
     hosts: Option<PathBuf>,
     host: Host,
     workers: u32,
+    through: Vec<String>,
+    reached_at: Option<IpAddr>,
 }
 
 impl Plan {
@@ -114,6 +116,8 @@ impl Plan {
             hosts: None,
             host: Host::asked(),
             workers: 1,
+            through: Vec::new(),
+            reached_at: None,
         }
     }
 
@@ -187,6 +191,18 @@ impl Plan {
         self
     }
 
+    /// Puts words before the command; the last of them is the binary to run.
+    pub fn through(mut self, words: Vec<String>) -> Plan {
+        self.through = words;
+        self
+    }
+
+    /// Says at which address a port of all addresses is reached.
+    pub fn reached_at(mut self, ip: IpAddr) -> Plan {
+        self.reached_at = Some(ip);
+        self
+    }
+
     /// How many workers Envoy is to have.
     pub fn workers(mut self, workers: u32) -> Plan {
         self.workers = workers;
@@ -237,9 +253,16 @@ impl Plan {
             sidecar.patience = patience.map_or(sidecar.patience, Duration::from_millis);
             return sidecar;
         }
+        let reached_at = self.reached_at;
         let mut running = self.spawn();
         let ready = running.ready().await;
-        let address = |side: &str| ready[side].as_str().and_then(|text| text.parse().ok());
+        let address = |side: &str| {
+            let mut address: SocketAddr = ready[side].as_str().and_then(|text| text.parse().ok())?;
+            if address.ip().is_unspecified() {
+                address.set_ip(reached_at.unwrap_or(address.ip()));
+            }
+            Some(address)
+        };
         Sidecar {
             inbound: address("inbound"),
             outbound: address("outbound"),
@@ -260,9 +283,14 @@ impl Plan {
 
     fn spawn(self) -> Running {
         let binary = self.build.must();
-        let mut command = match &self.hosts {
-            None => Command::new(&binary),
-            Some(file) => {
+        let mut command = match (&self.hosts, self.through.split_first()) {
+            (None, Some((first, rest))) => {
+                let mut command = Command::new(first);
+                command.args(rest);
+                command
+            }
+            (None, None) => Command::new(&binary),
+            (Some(file), _) => {
                 let words = own_hosts(file);
                 let mut command = Command::new(&words[0]);
                 command.args(&words[1..]).arg(&binary);
@@ -422,6 +450,22 @@ impl Sidecar {
     /// Asks the process to end (SIGTERM).
     pub fn terminate(&self) {
         self.running.signal("TERM");
+    }
+
+    /// Ends the process without asking it (SIGKILL).
+    pub async fn kill(mut self) {
+        self.running.signal("KILL");
+        self.exit().await;
+    }
+
+    /// Stops the process where it stands (SIGSTOP): it holds its ports and does nothing.
+    pub fn freeze(&self) {
+        self.running.signal("STOP");
+    }
+
+    /// Lets a stopped process go on (SIGCONT).
+    pub fn thaw(&self) {
+        self.running.signal("CONT");
     }
 
     /// Waits until the process has ended; its exit status.
@@ -585,21 +629,23 @@ impl Lines {
     }
 
     pub(crate) async fn line<T>(&self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
+        within(what, self.line_whenever(what, wanted)).await
+    }
+
+    /// As `line`, for a caller with a patience of his own.
+    pub(crate) async fn line_whenever<T>(&self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> T {
         let mut so_far = self.so_far.clone();
         let mut looked_at = 0;
-        within(what, async {
-            loop {
-                let lines = Arc::clone(&so_far.borrow_and_update().lines);
-                if let Some(found) = lines[looked_at..].iter().find_map(|line| wanted(line)) {
-                    return found;
-                }
-                looked_at = lines.len();
-                if so_far.changed().await.is_err() {
-                    panic!("the process closed its output without {what}; it wrote: {lines:#?}");
-                }
+        loop {
+            let lines = Arc::clone(&so_far.borrow_and_update().lines);
+            if let Some(found) = lines[looked_at..].iter().find_map(|line| wanted(line)) {
+                return found;
             }
-        })
-        .await
+            looked_at = lines.len();
+            if so_far.changed().await.is_err() {
+                panic!("the process closed its output without {what}; it wrote: {lines:#?}");
+            }
+        }
     }
 
     async fn json(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {

@@ -137,7 +137,15 @@ impl Peer {
         F: Fn(Wire) -> Play + Send + Sync + 'static,
         Play: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Peer::on(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), script)
+    }
+
+    /// Starts one on a socket that exists.
+    pub fn on<F, Play>(listener: TcpListener, script: F) -> Peer
+    where
+        F: Fn(Wire) -> Play + Send + Sync + 'static,
+        Play: Future<Output = ()> + Send + 'static,
+    {
         let address = listener.local_addr().expect("an address");
         let connections = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&connections);

@@ -26,6 +26,7 @@ pub use phases::Mark;
 pub use tracer::{Config, Counters, RootUnsampled, Tracer};
 pub use work::{Done, Work};
 
+use crate::browser::Decided;
 use crate::carrier::Carrier;
 use crate::classify::{Direction, ErrorType, Failure, GrpcStatus, Outcome, Verdict, verdict};
 use crate::ids::{Flags, SpanId, TraceId};
@@ -332,6 +333,17 @@ impl Exchange {
     pub fn ids(&self) -> Option<(TraceId, SpanId)> {
         match self.tracing {
             Tracing::On(Trace { trace_id, span_id, .. }) => Some((trace_id, span_id)),
+            Tracing::Off | Tracing::Ignored => None,
+        }
+    }
+
+    /// What it was decided to be, for those who tell of its caller; none without tracing.
+    #[must_use]
+    pub fn decided(&self) -> Option<Decided> {
+        match self.tracing {
+            Tracing::On(Trace { recorded, reason, .. }) => {
+                Some(Decided { recorded, by: reason.as_str(), operation: self.operation })
+            }
             Tracing::Off | Tracing::Ignored => None,
         }
     }

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::adaptive::{Adaptive, Watch};
 use crate::batch::{Books, Dropped, SpanSink};
+use crate::browser::Page;
 use crate::bucket::Bucket;
 use crate::carrier::Carrier;
 use crate::classify::{Direction, Outcome, is_grpc};
@@ -256,6 +257,29 @@ impl Tracer {
         now: Now,
         ids: &mut impl Ids,
     ) -> Exchange {
+        self.begin_of(head, carrier, now, ids, None)
+    }
+
+    /// As [`Tracer::begin`], for a request by which a page goes on with a trace of its own.
+    pub fn begin_of_page(
+        &self,
+        head: &RequestHead<'_>,
+        carrier: &mut impl Carrier,
+        now: Now,
+        ids: &mut impl Ids,
+        page: &Page,
+    ) -> Exchange {
+        self.begin_of(head, carrier, now, ids, Some(page))
+    }
+
+    fn begin_of(
+        &self,
+        head: &RequestHead<'_>,
+        carrier: &mut impl Carrier,
+        now: Now,
+        ids: &mut impl Ids,
+        page: Option<&Page>,
+    ) -> Exchange {
         let mut exchange = self.blank(head, now);
         let seen = Seen::of(carrier);
         if is_probe(head, &seen) {
@@ -287,7 +311,7 @@ impl Tracer {
         exchange.keeping = self.keeping(&exchange);
         exchange.steer.look_at(|name| carrier.get(name));
         let (trace, plan) = match head.direction {
-            Direction::Inbound => self.begin_inbound(&mut exchange, head, &seen, ids),
+            Direction::Inbound => self.begin_inbound(&mut exchange, head, &seen, ids, page),
             Direction::Outbound => self.begin_outbound(&mut exchange, head, &seen, ids),
         };
         if let Keeping::Open { by_head } = &mut exchange.keeping {
@@ -490,6 +514,7 @@ impl Tracer {
         head: &RequestHead<'_>,
         seen: &Seen<'_>,
         ids: &mut impl Ids,
+        page: Option<&Page>,
     ) -> (Trace, Plan) {
         let mut reading = seen.context(self.config.propagators);
         let said = self.operation(seen, &mut exchange.buffers.baggage);
@@ -500,13 +525,26 @@ impl Tracer {
                 exchange.caller_is_sidecar = exchange.peer.is_some();
                 None
             }
-            Trust::Edge(edge) => Some(self.meet_stranger(edge, exchange, &mut reading)),
+            Trust::Edge(edge) => {
+                let mut stranger = self.meet_stranger(edge, exchange, &mut reading);
+                if let Some(page) = page {
+                    // What it wanted to go on with it may, so there is nothing to link to; and its flag says nothing:
+                    // pages always set it.
+                    exchange.buffers.links.clear();
+                    stranger.sampled = false;
+                    reading.context = Some(of_page(page));
+                }
+                Some(stranger)
+            }
         };
         let state_ok = read_tracestate(seen, reading.context, &mut exchange.buffers.tracestate);
         exchange.steer.find_rules(exchange.operation.as_ref(), &exchange.buffers.route);
         let held_own = tracestate::remove(&mut exchange.buffers.tracestate, TRACESTATE_KEY);
 
-        let mut trace = self.continue_or_start(exchange, &reading, ids);
+        let mut trace = match page {
+            Some(page) => self.continue_page(exchange, page, ids),
+            None => self.continue_or_start(exchange, &reading, ids),
+        };
         if stranger.as_ref().is_some_and(|stranger| stranger.sampled) && !trace.flags.sampled() {
             self.grant_stranger(exchange, &mut trace);
         }
@@ -721,6 +759,29 @@ impl Tracer {
             reason,
             in_flight: None,
         }
+    }
+
+    /// A page's trace goes on, and is decided here: by an id that we drew, since the page chose the trace's own.
+    fn continue_page(&self, exchange: &Exchange, page: &Page, ids: &mut impl Ids) -> Trace {
+        let followed = Decision { sampled: true, reason: Reason::Parent };
+        let wanted = if page.chosen { followed } else { exchange.steer.decide(page.drawn, None) };
+        let Decision { sampled, reason } = self.afford(&exchange.steer, wanted, exchange.started);
+        Trace {
+            trace_id: page.trace_id,
+            span_id: ids.span_id(),
+            flags: Flags::default().with_sampled(sampled),
+            parent: None,
+            doubt: None,
+            recorded: sampled && self.config.recording,
+            reason,
+            in_flight: None,
+        }
+    }
+
+    /// Spans that a page told of count against the bound of spans a second: its exchanges name them as parents, so
+    /// they are made, and less is left for others.
+    pub fn owe_for_page(&self, spans: u64, now: Now) {
+        self.owe(spans, now);
     }
 
     /// Holds a decision against the bound of spans a second. What a parent chose is followed and counts all the
@@ -1242,6 +1303,18 @@ impl Shared {
             trace.parent = Some(Parent { span_id, remote: false });
             trace.doubt = None;
         }
+    }
+}
+
+/// The context of a page's request: its trace and its parent, and nothing else of what it sent.
+fn of_page(page: &Page) -> Context {
+    Context {
+        trace_id: page.trace_id,
+        span_id: Some(page.span_id),
+        flags: Flags::default(),
+        sampled: None,
+        debug: false,
+        w3c: false,
     }
 }
 

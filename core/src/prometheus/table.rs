@@ -144,6 +144,18 @@ metrics! {
         IN_FLIGHT_FULL: Counter "throughline_in_flight_full_total" []
             "Inbound exchanges that found no place among those in flight."
     }
+    "Browsers" {
+        PAGES_TRACES: Counter "throughline_browser_traces_total" ["result"]
+            "Traces with which requests of pages of the same origin asked to go on."
+        PAGES_BODIES: Counter "throughline_browser_bodies_total" ["result"]
+            "Bodies with spans that pages sent, or who claimed to be one."
+        PAGES_SPANS: Counter "throughline_browser_spans_total" ["result"]
+            "Spans in these bodies."
+        PAGES_ATTRIBUTES_DROPPED: Counter "throughline_browser_attributes_dropped_total" []
+            "Attributes of these spans that are on no list, or have no value of their kind."
+        PAGES_TRACES_HELD: Gauge "throughline_browser_traces_held" []
+            "Traces of pages that are remembered."
+    }
     "Connections" {
         CONNECTIONS: Counter "throughline_connections_total" ["side", "protocol"]
             "Connections accepted, by what they speak."
@@ -157,6 +169,12 @@ metrics! {
             "Requests answered by the sidecar itself: illegal, or not allowed."
         CONNECTS: Counter "throughline_connects_total" ["result"]
             "CONNECT requests on the outbound side."
+        CAPTURED: Counter "throughline_captured_connections_total" ["side", "result"]
+            "Connections in transparent capture: gone on to where they were going, refused because that is the sidecar itself, or failed to connect."
+        CAPTURE_LEASE: Gauge "throughline_capture_lease" ["family"]
+            "1 while the kernel takes the sidecar's heartbeat: connections are redirected to it."
+        TLS_CONNECTIONS: Counter "throughline_tls_connections_total" ["side", "server_name"]
+            "TLS connections that passed in transparent capture, by the name that the client asked for."
         TUNNEL_BYTES: Counter "throughline_tunnel_bytes_total" []
             "Bytes that passed untouched because they are no cleartext HTTP, both ways."
         ACCESS_LOG_DROPPED: Counter "throughline_access_log_dropped_total" []
@@ -234,6 +252,7 @@ still counts, in a series that says so, so sums stay exact.
 | series of both request metrics together | 2000 | one series for each direction: `otel_metric_overflow=\"true\"` |
 | topics, subscriptions and types of events | 200 | `_other` |
 | series of all metrics of messages together | 500 | one series for each metric: `otel_metric_overflow=\"true\"` |
+| names that TLS clients ask for, on each side | 100 | `_other` |
 | pairs of services in the service graph | 300 | `_other` |
 | names of spans | 500 | `_other` |
 

@@ -63,12 +63,14 @@ super::settings! {
 
 /// Settings that are Envoy's own business where the filter runs.
 pub(super) const OF_THE_SIDECAR: &[&str] = &[
+    "capture",
     "inbound-listen",
     "inbound-upstream",
     "outbound-listen",
     "outbound-routes",
     "outbound-anywhere",
     "admin-listen",
+    "probes",
     "graph-metrics",
     "pubsub-upstream",
     "pubsub-certificate",

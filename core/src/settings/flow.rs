@@ -96,11 +96,7 @@ const CONFLICTS: &[Conflict] = &[
         "otlp-http",
         "a loopback address such as 127.0.0.1:4318, or token-file or otlp-open=on beside it: elsewhere anybody could send spans",
     ),
-    (
-        |flow| flow.data_dir.is_empty() && !flow.memory_only,
-        "data-dir",
-        "a folder, or memory-only=on",
-    ),
+    (|flow| flow.data_dir.is_empty() && !flow.memory_only, "data-dir", "a folder, or memory-only=on"),
 ];
 
 fn exposed(flow: &Flow, listen: Option<SocketAddr>) -> bool {

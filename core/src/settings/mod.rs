@@ -2,23 +2,25 @@
 //! parser, `--help` and the reference page all come from it. Reads no environment and no file itself: a host
 //! hands in what it found.
 
+mod browser;
 mod filter;
 mod flow;
 mod otlp;
 mod source;
 mod value;
 
+pub use browser::{BROWSER_ROWS, Browser};
 pub use filter::{Direct, FILTER_ROWS, Filter};
 pub use flow::{FLOW_ROWS, Flow};
 pub use otlp::{Otlp, Signal};
 pub use source::{Found, Mistake, Sources};
 pub use value::{
-    AccessLog, Authority, Compression, Endpoint, Exporter, FixedRoute, LogLevel, PropagatorList, Protocol,
-    QueryMode, SamplerName, TrustName,
+    AccessLog, Authority, Capture, Compression, Endpoint, Exporter, FixedRoute, LogLevel, Probe,
+    PropagatorList, Protocol, QueryMode, SamplerName, TrustName,
 };
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::adaptive::Adaptive;
 use crate::exchange::{Config, Edge, EventContext, MessageNames, ResponseHeaders, RootUnsampled, Trust};
@@ -52,6 +54,9 @@ pub struct Row {
     /// Whether a bad value in the environment only warns and takes the default, as the OpenTelemetry
     /// specification asks for numbers.
     pub lenient: bool,
+    /// Whether a text could be its value; `Err` is what would be right. The schema of the chart asks.
+    #[cfg(not(target_os = "wasi"))]
+    pub check: fn(&str) -> Result<(), Want>,
 }
 
 macro_rules! settings {
@@ -71,6 +76,11 @@ macro_rules! settings {
                 default: $default,
                 help: $crate::settings::shown($help),
                 lenient: $crate::settings::settings!(@lenient $($lenient)?),
+                #[cfg(not(target_os = "wasi"))]
+                check: |text| {
+                    let read: &dyn Fn(&str) -> Result<$type, $crate::settings::Want> = &$read;
+                    read(text).map(drop)
+                },
             }, )*)*
         ];
 
@@ -90,18 +100,22 @@ settings! {
     /// Every setting of the sidecar, read and checked.
     Settings, ROWS;
     "Capture" {
+        capture: Capture = "reverse", value::capture, "capture", ["THROUGHLINE_CAPTURE"];
+            "reverse: callers are sent to the sidecar's ports, by a Service or a proxy setting. transparent: the rules of `throughline-proxy init` redirect the application's connections, which go on to where they were going; what is no cleartext HTTP passes untouched."
         inbound_listen: Option<SocketAddr> = "", optional(value::listen), "inbound-listen", ["THROUGHLINE_INBOUND_LISTEN"];
-            "Where requests to the application arrive. Unset: no inbound side."
+            "Where requests to the application arrive. Unset: no inbound side; in transparent capture port 15106 of all addresses. In transparent capture, 0.0.0.0 and 127.0.0.1 stand for [::] and [::1] as well."
         inbound_upstream: Option<Authority> = "", optional(value::authority), "inbound-upstream", ["THROUGHLINE_INBOUND_UPSTREAM"];
-            "The application itself: where inbound requests go."
+            "The application itself: where inbound requests go. Not for transparent capture."
         outbound_listen: Option<SocketAddr> = "", optional(value::listen), "outbound-listen", ["THROUGHLINE_OUTBOUND_LISTEN"];
-            "Where the application's own requests arrive: as an HTTP proxy (absolute form, CONNECT), or routed by Host. Unset: no outbound side."
+            "Where the application's own requests arrive: as an HTTP proxy (absolute form, CONNECT), or routed by Host. Unset: no outbound side; in transparent capture port 15101 of loopback."
         outbound_routes: Vec<FixedRoute> = "", list(value::route), "outbound-routes", ["THROUGHLINE_OUTBOUND_ROUTES"];
             "Where outbound requests for a name go instead of where DNS says: name=host:port, separated by commas. Such destinations are inside the mesh."
         outbound_anywhere: bool = "off", value::switch, "outbound-anywhere", ["THROUGHLINE_OUTBOUND_ANYWHERE"];
             "Let the outbound side listen on an address that is not loopback. Whoever reaches it can use it as a proxy."
         admin_listen: SocketAddr = "127.0.0.1:15190", value::listen, "admin-listen", ["THROUGHLINE_ADMIN_LISTEN"];
-            "Where /livez, /readyz, /metrics, /drain and /api/tracing/ are served."
+            "Where /livez, /readyz, /metrics, /drain, /probe/ and /api/tracing/ are served."
+        probes: Vec<Probe> = "", list(value::probe), "probes", ["THROUGHLINE_PROBES"];
+            "Questions about the application, asked at the address at which the admin port was reached: tcp:PORT, grpc:PORT[/SERVICE], http:PORT/PATH, https:PORT/PATH, separated by commas. /probe/0 answers the first with 200 or 503, /probe/1 the second, and so on."
         admin_token_file: String = "", value::text, "admin-token-file", ["THROUGHLINE_ADMIN_TOKEN_FILE"];
             "File with the bearer token by which callers on other hosts may change tracing. Unset: only callers on the same host may. Read for each such call."
         mesh_hosts: Vec<Inside> = "", list(value::inside), "mesh-hosts", ["THROUGHLINE_MESH_HOSTS"];
@@ -285,6 +299,13 @@ settings! {
     }
 }
 
+/// Where inbound connections are redirected to, unless settings say otherwise.
+pub const CAPTURED_INBOUND_PORT: u16 = 15106;
+/// Where outbound connections are redirected to, unless settings say otherwise.
+pub const CAPTURED_OUTBOUND_PORT: u16 = 15101;
+/// Where the admin port is, unless settings say otherwise.
+pub const ADMIN_PORT: u16 = 15190;
+
 /// A sentence of help, left out where nobody can ask for it: in Envoy.
 const fn shown(help: &'static str) -> &'static str {
     if cfg!(target_os = "wasi") { "" } else { help }
@@ -293,7 +314,20 @@ const fn shown(help: &'static str) -> &'static str {
 /// Settings that make no sense together.
 const CONFLICTS: &[Conflict] = &[
     (
-        |settings| settings.inbound_listen.is_some() && settings.inbound_upstream.is_none(),
+        |settings| settings.capture == Capture::Transparent && settings.inbound_upstream.is_some(),
+        "inbound-upstream",
+        "nothing here: in transparent capture connections go to where they were going",
+    ),
+    (
+        |settings| settings.capture == Capture::Transparent && !settings.outbound_routes.is_empty(),
+        "outbound-routes",
+        "nothing here: in transparent capture connections go to where they were going",
+    ),
+    (
+        |settings| {
+            let reverse = settings.capture == Capture::Reverse;
+            reverse && settings.inbound_listen.is_some() && settings.inbound_upstream.is_none()
+        },
         "inbound-upstream",
         "the application's host and port, since inbound-listen is set",
     ),
@@ -325,16 +359,27 @@ impl Settings {
         let mut reader = source::Reader::new(sources, ROWS);
         let settings = Self::read(&mut reader);
         let mut found = reader.finish(settings)?;
-        let conflicts: Vec<Mistake> = CONFLICTS
-            .iter()
-            .filter(|(conflicts, ..)| conflicts(&found.value))
-            .map(|(_, key, want)| sources.mistake(ROWS, key, want))
-            .collect();
+        found.value.capture_listens();
+        let conflicts = found.value.conflicts(sources);
         if !conflicts.is_empty() {
             return Err(conflicts);
         }
         found.warnings.extend(found.value.unsupported());
         Ok(found)
+    }
+
+    /// Captured connections have ports to arrive at, whether they are said or not.
+    fn capture_listens(&mut self) {
+        if self.capture == Capture::Transparent {
+            self.inbound_listen.get_or_insert((Ipv4Addr::UNSPECIFIED, CAPTURED_INBOUND_PORT).into());
+            self.outbound_listen.get_or_insert((Ipv4Addr::LOCALHOST, CAPTURED_OUTBOUND_PORT).into());
+        }
+    }
+
+    /// Settings that make no sense together.
+    fn conflicts(&self, sources: &Sources) -> Vec<Mistake> {
+        let found = CONFLICTS.iter().filter(|(conflicts, ..)| conflicts(self));
+        found.map(|(_, key, want)| sources.mistake(ROWS, key, want)).collect()
     }
 
     /// What was asked for and is left out, one sentence each.
@@ -458,10 +503,10 @@ impl Settings {
 /// Help for a terminal: every row under its heading.
 #[must_use]
 pub fn help() -> String {
-    help_of(ROWS)
+    help_of(ROWS.iter().chain(BROWSER_ROWS))
 }
 
-fn help_of(rows: &[Row]) -> String {
+fn help_of<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {
     let mut out = String::new();
     let mut section = "";
     for row in rows {
@@ -488,6 +533,7 @@ pub fn reference() -> String {
          the last table beside them.\n",
     );
     table(ROWS, |row| if filter::OF_THE_SIDECAR.contains(&row.key) { "¹" } else { "" }, &mut out);
+    table(BROWSER_ROWS, |_| "¹", &mut out);
     table(FILTER_ROWS, |_| "", &mut out);
     out
 }

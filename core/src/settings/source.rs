@@ -225,6 +225,18 @@ mod tests {
     }
 
     #[test]
+    fn transparent_capture_has_ports_of_its_own_and_no_routes() {
+        let capture = ("capture", "transparent");
+        let settings = Settings::resolve(&sources(&[capture], &[], &[])).unwrap().value;
+        assert_eq!(settings.inbound_listen, Some("0.0.0.0:15106".parse().unwrap()));
+        assert_eq!(settings.outbound_listen, Some("127.0.0.1:15101".parse().unwrap()));
+        let wrong = [capture, ("inbound-upstream", "127.0.0.1:1"), ("outbound-routes", "a=127.0.0.1:1")];
+        let said = mistakes(&sources(&wrong, &[], &[]));
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said.iter().all(|said| said.contains("where they were going")), "{said:?}");
+    }
+
+    #[test]
     fn flags_win_over_the_environment_and_that_over_the_file() {
         let all = sources(
             &[MINIMUM, ("otel-traces-sampler", "always_off")],

@@ -70,6 +70,65 @@ pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, Wa
     })
 }
 
+/// How the application's traffic comes to the sidecar.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Capture {
+    /// Callers are sent to our ports by name, number or proxy setting.
+    Reverse,
+    /// The kernel redirects connections here, and knows where they were going.
+    Transparent,
+}
+
+pub(super) fn capture(text: &str) -> Result<Capture, Want> {
+    choice(text, &[("reverse", Capture::Reverse), ("transparent", Capture::Transparent)])
+}
+
+/// A question about the application that the admin port answers in its place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Probe {
+    /// Whether a port takes connections.
+    Tcp {
+        /// The port.
+        port: u16,
+    },
+    /// What `grpc.health.v1.Health/Check` says.
+    Grpc {
+        /// The port.
+        port: u16,
+        /// The service; empty for the whole server.
+        service: Box<str>,
+    },
+    /// Whether a path is answered with a status from 200 to 399.
+    Http {
+        /// Whether by TLS, whoever the certificate names.
+        tls: bool,
+        /// The port.
+        port: u16,
+        /// Path and query.
+        path: Box<str>,
+    },
+}
+
+/// `tcp:PORT`, `grpc:PORT[/SERVICE]`, `http:PORT/PATH`, `https:PORT/PATH`.
+pub(super) fn probe(text: &str) -> Result<Probe, Want> {
+    let parsed = text.split_once(':').and_then(|(kind, rest)| {
+        let (port, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let port = port.parse().ok().filter(|port| *port > 0)?;
+        let graphic = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        match kind {
+            "tcp" if path.is_empty() => Some(Probe::Tcp { port }),
+            "grpc" if graphic => {
+                Some(Probe::Grpc { port, service: path.strip_prefix('/').unwrap_or_default().into() })
+            }
+            "http" | "https" if graphic && !path.is_empty() => {
+                Some(Probe::Http { tls: kind == "https", port, path: path.into() })
+            }
+            _ => None,
+        }
+    });
+    parsed.ok_or_else(|| "probes such as tcp:5432, grpc:9000/orders, http:8080/healthz or https:8443/".into())
+}
+
 /// Names of `OTEL_TRACES_SAMPLER`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SamplerName {
@@ -467,6 +526,38 @@ mod tests {
             ["", "orders", "orders:", "orders:0", "orders:99999", ":80", "a b:80", "::1:80", "http://a:80"]
         {
             assert_eq!(Authority::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn probes_name_a_port_of_the_application_and_nothing_else() {
+        let grpc = |service: &str| Probe::Grpc { port: 9000, service: service.into() };
+        let http = |tls, path: &str| Probe::Http { tls, port: 8080, path: path.into() };
+        for (text, expected) in [
+            ("tcp:5432", Probe::Tcp { port: 5432 }),
+            ("grpc:9000", grpc("")),
+            ("grpc:9000/", grpc("")),
+            ("grpc:9000/shop.Orders", grpc("shop.Orders")),
+            ("http:8080/", http(false, "/")),
+            ("https:8080/healthz?full=1", http(true, "/healthz?full=1")),
+        ] {
+            assert_eq!(probe(text), Ok(expected), "{text}");
+        }
+        for bad in [
+            "",
+            "tcp",
+            "tcp:",
+            "tcp:0",
+            "tcp:70000",
+            "tcp:80/x",
+            "tcp:10.0.0.1:80",
+            "http:80",
+            "http://a/b",
+            "http:80/a b",
+            "http:80/a\r\nHost: x",
+            "udp:53",
+        ] {
+            assert!(probe(bad).is_err(), "{bad}");
         }
     }
 

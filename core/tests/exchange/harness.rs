@@ -1,11 +1,14 @@
 //! The world that scenarios play in: ids that count, a clock moved by hand, headers as a plain list, and a
 //! batch whose bytes are read back by `opentelemetry-proto`.
 
+use std::net::IpAddr;
+
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::{ScopeSpans, Span};
 use prost::Message as _;
 use throughline_core::batch::{Batch, Bounds, Dropped};
+use throughline_core::browser::{Pages, cut};
 use throughline_core::carrier::Carrier as _;
 use throughline_core::classify::{Direction, Outcome};
 use throughline_core::exchange::{
@@ -157,6 +160,24 @@ impl World {
         let mut headers = headers(fields);
         let exchange = self.begin(&request(), &mut headers);
         (exchange, headers)
+    }
+
+    /// A request by a browser comes in, as a sidecar that serves browsers begins it; what the application gets.
+    pub(crate) fn of_browser(
+        &mut self,
+        pages: &Pages,
+        fields: Fields<'_>,
+        cookie: &str,
+        address: IpAddr,
+    ) -> (Exchange, Headers) {
+        let mut headers = headers(fields);
+        let ticket = cut(cookie.as_bytes()).and_then(|(_, ticket)| ticket);
+        let Some(page) = pages.arrive(&mut headers, ticket, address, self.now, &mut self.ids) else {
+            return (self.begin(&request(), &mut headers), headers);
+        };
+        let begun = self.tracer.begin_of_page(&request(), &mut headers, self.now, &mut self.ids, &page);
+        pages.decided(&page, &begun);
+        (begun, headers)
     }
 
     /// The application calls `host`; what the next hop gets.

@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod adaptive;
 #[cfg(test)]
+mod browser;
+#[cfg(test)]
 mod context;
 #[cfg(test)]
 mod control;

@@ -111,6 +111,8 @@ pub(super) type Counted = Map<(Minute, Key), Cell>;
 #[derive(Clone, Debug)]
 pub(super) struct Shard {
     hash: Seeded,
+    /// Its share of the span ids.
+    ids_max: usize,
     senders: Map<u64, Known>,
     last_resource: Vec<u8>,
     last_sender: u64,
@@ -130,10 +132,11 @@ fn id_of(id: SpanId) -> u64 {
 }
 
 impl Shard {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, shards: usize) -> Self {
         let hash = Seeded(seed);
         Self {
             hash,
+            ids_max: limits::SPAN_IDS_MAX / shards.max(1),
             senders: Map::with_hasher(hash),
             last_resource: Vec::new(),
             last_sender: 0,
@@ -159,7 +162,7 @@ impl Shard {
         }
         let met = self.meet(sender, now, shared);
         let info = self.info(sender, span, met, now, shared);
-        if self.young.spans.len() >= limits::SPAN_IDS_MAX {
+        if self.young.spans.len() >= self.ids_max {
             let age = now.saturating_sub(self.young_since);
             if age < limits::GENERATION_NANOS {
                 self.pushed_out += self.old.spans.len() as u64;
@@ -290,14 +293,14 @@ impl Shard {
             NONE
         };
         let nanos = span.end_unix_nanos.saturating_sub(span.start_unix_nanos);
-        let far = span.end_unix_nanos > now.saturating_add(limits::AHEAD_NANOS) || span.end_unix_nanos == 0;
+        let is_of_our_time = limits::is_of_our_time(span.end_unix_nanos, now);
         Info {
             met,
             kind: span.kind,
             ours: sender.ours,
             http: !known.method.is_empty() || !known.rpc_method.is_empty() || known.http_status > 0,
             class: u8::try_from(known.http_status / 100).unwrap_or(0).min(9),
-            minute: minute_of(if far { now } else { span.end_unix_nanos }),
+            minute: minute_of(if is_of_our_time { span.end_unix_nanos } else { now }),
             operation,
             route,
             error,

@@ -84,9 +84,34 @@ impl Histogram {
     }
 
     pub(super) fn merge(&mut self, other: &Self) {
-        for (code, count) in &other.0 {
-            self.add(*code, *count);
+        if self.0.is_empty() {
+            self.0.clone_from(&other.0);
+            return;
         }
+        // In a steady state all buckets are there: both lists are walked once, and nothing moves.
+        let mut missing = 0;
+        let mut own = self.0.iter_mut().peekable();
+        for (code, count) in &other.0 {
+            while own.next_if(|(known, _)| known < code).is_some() {}
+            match own.next_if(|(known, _)| known == code) {
+                Some((_, sum)) => *sum = sum.saturating_add(*count),
+                None => missing += 1,
+            }
+        }
+        if missing == 0 {
+            return;
+        }
+        let mut both = Vec::with_capacity(self.0.len() + missing);
+        let mut own = self.0.iter().copied().peekable();
+        for (code, count) in &other.0 {
+            while let Some(known) = own.next_if(|(known, _)| known < code) {
+                both.push(known);
+            }
+            // What was there has been added above.
+            both.push(own.next_if(|(known, _)| known == code).unwrap_or((*code, *count)));
+        }
+        both.extend(own);
+        self.0 = both;
     }
 
     /// What came since `before`; none when a bucket has fewer than it had.
@@ -197,6 +222,13 @@ impl Bounds {
         histograms: &[(&Histogram, f64)],
         wanted: [f64; N],
     ) -> [f64; N] {
+        let mut filled =
+            histograms.iter().filter(|(histogram, weight)| !histogram.0.is_empty() && *weight > 0.0);
+        if let (Some((histogram, _)), None) = (filled.next(), filled.next())
+            && self.is_of_one_kind(histogram)
+        {
+            return self.of_one_kind(histogram, wanted);
+        }
         // (low, high, count), sorted by where they begin.
         let mut ranges: Vec<(f64, f64, f64)> = Vec::new();
         for (histogram, weight) in histograms {
@@ -218,6 +250,40 @@ impl Bounds {
             *to = if overlap { by_search(&ranges, rank) } else { by_walk(&ranges, rank) };
         }
         found
+    }
+}
+
+impl Bounds {
+    /// The number of the scale or set that a code is of; a zero is of any.
+    fn kind(&self, code: u16) -> usize {
+        match exponential(code).filter(|_| code < EXPLICIT) {
+            Some((scale, _)) => usize::try_from(scale).unwrap_or(0),
+            None => 100 + self.sets.partition_point(|(first, _)| *first <= code),
+        }
+    }
+
+    /// Whether its buckets follow each other as their codes do.
+    fn is_of_one_kind(&self, histogram: &Histogram) -> bool {
+        let first = histogram.0.iter().find(|(code, _)| *code != ZERO);
+        let kinds = first.zip(histogram.0.last());
+        // Codes of one kind lie together.
+        kinds.is_none_or(|((first, _), (last, _))| self.kind(*first) == self.kind(*last))
+    }
+
+    fn of_one_kind<const N: usize>(&self, histogram: &Histogram, wanted: [f64; N]) -> [f64; N] {
+        let total: u64 = histogram.0.iter().map(|(_, count)| *count).sum();
+        wanted.map(|share| {
+            let (rank, mut before) = (share * total as f64, 0.0);
+            for (code, count) in &histogram.0 {
+                let count = *count as f64;
+                if before + count >= rank {
+                    let (low, high) = self.range(*code);
+                    return within(low, high, ((rank - before) / count).clamp(0.0, 1.0));
+                }
+                before += count;
+            }
+            histogram.0.last().map_or(0.0, |(code, _)| self.range(*code).1)
+        })
     }
 }
 

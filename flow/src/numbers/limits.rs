@@ -44,6 +44,14 @@ pub(super) const SPREAD_MAX: u64 = 360;
 /// A sender's clock may be ahead by this much; beyond that ours counts.
 pub(super) const AHEAD_NANOS: u64 = 60 * 1_000_000_000;
 
+/// What is said to be older than this counts as if it came when it was told.
+pub(super) const OLDEST_NANOS: u64 = MINUTES_KEPT * 60_000_000_000;
+
+/// Whether a moment that somebody names can be one of a minute that is kept.
+pub(super) fn is_of_our_time(unix_nanos: u64, now: u64) -> bool {
+    unix_nanos <= now.saturating_add(AHEAD_NANOS) && unix_nanos >= now.saturating_sub(OLDEST_NANOS)
+}
+
 /// Minutes that stay open for what comes late, before they are packed.
 pub(super) const OPEN_MINUTES: u64 = 3;
 /// Minutes are kept as such for this long, then as tens.
@@ -51,9 +59,9 @@ pub(super) const MINUTES_KEPT: u64 = 48 * 60;
 /// Answers' sums that are remembered.
 pub(super) const SUMS_REMEMBERED: usize = 256;
 /// How long sums that touch an open minute may be answered again.
-pub(super) const SUMS_FRESH_NANOS: u64 = 1_000_000_000;
+const SUMS_FRESH_NANOS: u64 = 1_000_000_000;
 
-/// Span ids of one shard in one generation, at some 80 bytes each. A full generation ends early.
+/// Span ids of all shards in one generation, at some 130 bytes each. A full generation ends early.
 pub(super) const SPAN_IDS_MAX: usize = 200_000;
 /// A generation of span ids; an id is found for one to two of them.
 pub(super) const GENERATION_NANOS: u64 = 10_000_000_000;
@@ -61,3 +69,13 @@ pub(super) const GENERATION_NANOS: u64 = 10_000_000_000;
 pub(super) const SHARD_KEYS_MAX: usize = 20_000;
 /// Pods of a service that are remembered; the one silent longest goes first.
 pub(super) const PODS_MAX: usize = 200;
+/// What took long to add up is given again for this many times as long: it takes a twentieth of a core at the most.
+const TIMES_ITS_COST: u64 = 20;
+/// But not for longer than this: senders push every minute.
+const SUMS_OLD_NANOS: u64 = 10_000_000_000;
+
+/// Nanoseconds for which sums may be given again that began to be made then.
+pub(super) fn fresh_for(began: std::time::Instant) -> u64 {
+    let cost = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    cost.saturating_mul(TIMES_ITS_COST).clamp(SUMS_FRESH_NANOS, SUMS_OLD_NANOS)
+}

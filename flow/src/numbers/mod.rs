@@ -201,7 +201,9 @@ impl Numbers {
         Self {
             options,
             state: Mutex::new(State::new(&options, options.seed, now_unix_nanos)),
-            shards: (0..options.shards.max(1)).map(|_| Mutex::new(Shard::new(options.seed))).collect(),
+            shards: (0..options.shards.max(1))
+                .map(|_| Mutex::new(Shard::new(options.seed, options.shards)))
+                .collect(),
             epoch: AtomicU64::new(1),
             now: AtomicU64::new(now_unix_nanos),
             remembered: query::Remembered::default(),

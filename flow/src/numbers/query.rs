@@ -4,7 +4,8 @@
 
 use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Instant;
 
 use super::answer::*;
 use super::graph::{Entered, Sums, World};
@@ -32,54 +33,70 @@ struct Question {
     to: Minute,
 }
 
+/// An answer, when it was given, and for how long it may be given again.
+type Given = (u64, u64, Arc<dyn Any + Send + Sync>);
+
+/// Sums of packed slots: of which generation, from where to where.
+#[derive(Debug, Default)]
+struct Made {
+    of: Option<(u64, Minute, Minute)>,
+    cells: Arc<Vec<(u32, Cell)>>,
+}
+
 /// An answer and the sums that it is made of.
 #[derive(Debug, Default)]
 struct Place {
-    /// The sums of packed slots, and of which ones.
-    packed: Option<(u64, Arc<Cells>)>,
-    /// When it was answered.
-    answer: Option<(u64, Arc<dyn Any + Send + Sync>)>,
-    cells: usize,
+    given: Mutex<Option<Given>>,
+    made: Mutex<Made>,
+    cells: AtomicU64,
+}
+
+impl Place {
+    /// The answer, if it is younger than `most`, or than what it is good for.
+    fn given<T: Send + Sync + 'static>(&self, now: u64, most: Option<u64>) -> Option<Arc<T>> {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, good_for, answer) = given.as_ref()?;
+        (now < at + most.unwrap_or(*good_for)).then(|| answer.clone().downcast::<T>().ok()).flatten()
+    }
 }
 
 /// A question, when it was asked last, and its answer.
-type Asking = (Question, u64, Arc<Mutex<Place>>);
+type Asking = (Question, u64, Arc<Place>);
 
-/// Answers that may be given again. One who asks what another one is asking waits for his answer.
+/// Answers that may be given again.
 #[derive(Debug, Default)]
 pub(super) struct Remembered {
-    /// With the moment of the last question.
     places: Mutex<Vec<Asking>>,
-    cells: AtomicU64,
 }
 
 /// Cells of all remembered sums.
 const CELLS_REMEMBERED: u64 = 400_000;
+/// While somebody makes the answer anew, one of this age is good enough for the others.
+const OLD_NANOS: u64 = 30_000_000_000;
 
 impl Remembered {
-    fn place(&self, question: Question, now: u64) -> Arc<Mutex<Place>> {
+    fn place(&self, question: Question, now: u64) -> Arc<Place> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, used, place)) = places.iter_mut().find(|(known, _, _)| *known == question) {
             *used = now;
             return place.clone();
         }
-        if places.len() >= limits::SUMS_REMEMBERED || self.cells.load(Ordering::Relaxed) > CELLS_REMEMBERED {
+        let cells: u64 = places.iter().map(|(_, _, place)| place.cells.load(Ordering::Relaxed)).sum();
+        if places.len() >= limits::SUMS_REMEMBERED || cells > CELLS_REMEMBERED {
             // The half that was not asked for longest.
             places.sort_unstable_by_key(|(_, used, _)| std::cmp::Reverse(*used));
             let half = places.len() / 2;
             places.truncate(half);
-            let left = places
-                .iter()
-                .filter_map(|(_, _, place)| place.try_lock().ok().map(|place| place.cells as u64));
-            self.cells.store(left.sum(), Ordering::Relaxed);
         }
-        let place = Arc::new(Mutex::new(Place::default()));
+        let place = Arc::new(Place::default());
         places.push((question, now, place.clone()));
         place
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.cells.load(Ordering::Relaxed) * 250
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let cells: u64 = places.iter().map(|(_, _, place)| place.cells.load(Ordering::Relaxed)).sum();
+        cells * 400
     }
 }
 
@@ -136,15 +153,29 @@ impl Numbers {
     ) -> Arc<T> {
         let now = self.time();
         let (from, to) = minutes(window);
-        let question = Question { asked, texts: owned(filter), from, to };
+        // A window that ends now is the same question a minute later.
+        let is_live = to > minute_of(now);
+        let times = if is_live { (to - from.min(to), Minute::MAX) } else { (from, to) };
+        let question = Question { asked, texts: owned(filter), from: times.0, to: times.1 };
         let place = self.remembered.place(question, now);
-        let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, answer)) = &place.answer
-            && now < at + limits::SUMS_FRESH_NANOS
-            && let Ok(answer) = answer.clone().downcast::<T>()
-        {
+        if let Some(answer) = place.given::<T>(now, None) {
             return answer;
         }
+        let mut made = match place.made.try_lock() {
+            Ok(made) => made,
+            Err(TryLockError::Poisoned(made)) => made.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                if let Some(answer) = place.given::<T>(now, Some(OLD_NANOS)) {
+                    return answer;
+                }
+                let made = place.made.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(answer) = place.given::<T>(now, None) {
+                    return answer;
+                }
+                made
+            }
+        };
+        let began = Instant::now();
         let (packed, open, scopes, generation, seed) = {
             let mut state = self.state();
             let State { slots, keys, .. } = &mut *state;
@@ -153,25 +184,21 @@ impl Numbers {
             let scopes = scopes(&state, &all);
             (packed, open, scopes, state.slots.generation, state.seed)
         };
-        let packed = match &place.packed {
-            Some((known, cells)) if *known == generation => cells.clone(),
-            _ => {
-                let mut cells = Map::with_hasher(seed);
-                sum(&packed, &scopes, &mut cells);
-                let cells = Arc::new(cells);
-                self.remembered.cells.fetch_add(cells.len() as u64, Ordering::Relaxed);
-                self.remembered.cells.fetch_sub(place.cells as u64, Ordering::Relaxed);
-                place.cells = cells.len();
-                place.packed = Some((generation, cells.clone()));
-                cells
-            }
-        };
+        if made.of != Some((generation, from, to)) {
+            let mut cells = Map::with_hasher(seed);
+            sum(&packed, &scopes, &mut cells);
+            let mut cells: Vec<(u32, Cell)> = cells.into_iter().collect();
+            cells.sort_unstable_by_key(|(series, _)| *series);
+            place.cells.store(cells.len() as u64, Ordering::Relaxed);
+            *made = Made { of: Some((generation, from, to)), cells: Arc::new(cells) };
+        }
         let mut newer = Map::with_hasher(seed);
         sum(&open, &scopes, &mut newer);
-        let sums = self.state().resolve(&packed, newer);
+        let sums = self.resolve(&made.cells, newer);
         let world = World::of(&self.state(), self.options.health, window, &sums, asked == Asked::Services);
         let answer = Arc::new(make(&sums, &world));
-        place.answer = Some((now, answer.clone()));
+        let good_for = limits::fresh_for(began);
+        *place.given.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, good_for, answer.clone()));
         answer
     }
 
@@ -258,25 +285,25 @@ impl Numbers {
     }
 }
 
-impl State {
+impl Numbers {
     /// The keys of summed cells, in an order that does not depend on chance.
-    fn resolve(&self, packed: &Cells, newer: Cells) -> Sums {
-        let mut sums: Sums = Vec::with_capacity(packed.len() + newer.len());
-        let mut newer = newer;
-        let resolved = |series: u32, cell: Cell| {
-            let last = self.last.get(series as usize).copied().unwrap_or(0);
-            self.keys.key(series).map(|key| (*key, cell, last, series))
-        };
+    fn resolve(&self, packed: &[(u32, Cell)], mut newer: Cells) -> Sums {
+        let mut cells: Vec<(u32, Cell)> = Vec::with_capacity(packed.len() + newer.len());
         for (series, cell) in packed {
             let mut cell = cell.clone();
             if let Some(more) = newer.remove(series) {
                 cell.add(&more);
             }
-            sums.extend(resolved(*series, cell));
+            cells.push((*series, cell));
         }
-        sums.extend(newer.into_iter().filter_map(|(series, cell)| resolved(series, cell)));
-        sums.sort_unstable_by_key(|(_, _, _, series)| *series);
-        sums
+        cells.extend(newer);
+        cells.sort_unstable_by_key(|(series, _)| *series);
+        let state = self.state();
+        let named = cells.into_iter().filter_map(|(series, cell)| {
+            let last = state.last.get(series as usize).copied().unwrap_or(0);
+            state.keys.key(series).map(|key| (*key, cell, last, series))
+        });
+        named.collect()
     }
 }
 

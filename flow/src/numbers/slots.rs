@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -185,7 +186,7 @@ struct Open {
     parts: u32,
     /// When the first count came, by our clock.
     since: u64,
-    /// As packed last, and whether anything came since.
+    /// As packed last, until when that is new enough, and whether anything came since.
     packed: Option<(Arc<Packed>, u64)>,
     changed: bool,
 }
@@ -391,7 +392,7 @@ impl Slots {
     }
 
     /// The packed slots that cover the minutes `from` to `to` (exclusive), and the open minutes among them. An open
-    /// minute is packed for this, at most once in `fresh` nanoseconds.
+    /// minute is packed for this, the more seldom the more there is in it.
     pub(super) fn cover(
         &mut self,
         from: Minute,
@@ -423,9 +424,12 @@ impl Slots {
         }
         let mut open = Vec::new();
         for (_, minute) in self.open.range_mut(from..to.max(from)) {
-            let fresh = minute.packed.as_ref().is_some_and(|(_, at)| now < at + limits::SUMS_FRESH_NANOS);
+            let fresh = minute.packed.as_ref().is_some_and(|(_, until)| now < *until);
             if minute.packed.is_none() || (minute.changed && !fresh) {
-                minute.packed = Some((Arc::new(Packed::of(&minute.cells, keys)), now));
+                let began = Instant::now();
+                let packed = Arc::new(Packed::of(&minute.cells, keys));
+                let until = now.saturating_add(limits::fresh_for(began));
+                minute.packed = Some((packed, until));
                 minute.changed = false;
             }
             open.extend(minute.packed.as_ref().map(|(packed, _)| packed.clone()));

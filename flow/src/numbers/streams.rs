@@ -351,7 +351,9 @@ impl Stream {
 
 /// Deals a delta out to the minutes in which it came.
 pub(super) fn spread(cell: &Cell, from: u64, to: u64, now: u64, mut visit: impl FnMut(Minute, &Cell)) {
-    let to = if to > now.saturating_add(limits::AHEAD_NANOS) || to == 0 { now } else { to };
+    // What is older than any minute came when it was told: else senders could open as many minutes as they like.
+    let (to, from) = if limits::is_of_our_time(to, now) { (to, from) } else { (now, now) };
+    let from = from.max(now.saturating_sub(limits::OLDEST_NANOS));
     let last = minute_of(to.saturating_sub(1));
     let first = minute_of(from.min(to));
     if to.saturating_sub(from) <= limits::SPREAD_OVER_NANOS || first >= last {

@@ -103,6 +103,7 @@ impl Bounds {
     pub(crate) async fn read_bounded(&self, mut body: Incoming, bytes_max: usize) -> Result<Whole, Unread> {
         let told = body.size_hint().lower();
         if told > bytes_max as u64 {
+            linger(body, bytes_max).await;
             return Err(Unread::TooLarge);
         }
         let deadline = Instant::now() + self.patience;
@@ -114,6 +115,7 @@ impl Bounds {
             let Ok(data) = frame.map_err(|_| Unread::Gone)?.into_data() else { continue };
             held += data.len();
             if held > bytes_max {
+                linger(body, bytes_max).await;
                 return Err(Unread::TooLarge);
             }
             self.grow(&mut share, held)?;
@@ -160,6 +162,20 @@ impl Bounds {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Err(Unread::Broken),
             }
+        }
+    }
+}
+
+/// Reads on for a moment, up to as many bytes again: a connection that is closed while its sender still writes takes
+/// the answer with it.
+async fn linger(mut body: Incoming, bytes_max: usize) {
+    const MOMENT: Duration = Duration::from_secs(2);
+    let deadline = Instant::now() + MOMENT;
+    let mut left = bytes_max;
+    while let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            return;
         }
     }
 }

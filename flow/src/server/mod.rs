@@ -90,6 +90,8 @@ pub struct Bound {
 
 /// Connections that the kernel holds until there is room for them.
 const BACKLOG: u32 = 1024;
+/// Bytes that the kernel holds for a caller who does not read; Linux doubles it.
+const SEND_BUFFER_BYTES: u32 = 128 * 1024;
 
 impl Bound {
     /// Binds all of them; within a runtime.
@@ -102,6 +104,8 @@ impl Bound {
                 let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
                 // A restart must not wait for connections of the process before it.
                 socket.set_reuseaddr(true)?;
+                // Connections take this over: a reader that does not read is noticed soon, and costs the kernel little.
+                socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
                 socket.bind(address)?;
                 socket.listen(BACKLOG)
             };

@@ -4,12 +4,13 @@
 use super::block::{Parts, read_all};
 use super::bytes::Packer;
 use super::catalogue::{Block, Catalogue, Unreadable};
-use super::file::{Readers, Writer, is_full};
+use super::file::{Readers, Row, Writer, is_full};
 use super::staging::{Pieces, Sent, Staging};
 use crate::engine::{Found, Log, OpenError, Options, StoreError, TraceQuery};
 use crate::numbers::{self, Changes, Numbers};
 use crate::span::TraceId;
 use crate::wire::walk;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -83,24 +84,26 @@ impl Keeper {
         options: &Options,
         clock: Arc<dyn Fn() -> u64 + Send + Sync>,
     ) -> Result<Arc<Self>, OpenError> {
-        let mut writer = options.data_dir.as_deref().map(Writer::open).transpose()?;
-        let numbers = numbers::Options { to_store: writer.is_some(), ..options.numbers };
+        let numbers = numbers::Options { to_store: options.data_dir.is_some(), ..options.numbers };
         let numbers = Arc::new(Numbers::new(numbers, clock()));
-        let (mut rows, mut readers) = (Vec::new(), None);
-        if let Some(writer) = &mut writer {
-            let fail = |error: rusqlite::Error| OpenError::File(writer.path().into(), error.to_string());
-            rows = writer.blocks().map_err(fail)?;
-            match numbers.restore(writer.numbers().map_err(fail)?, clock()) {
+        let (mut writer, mut rows, mut readers) = (None, Vec::new(), None);
+        if let Some(folder) = &options.data_dir {
+            let opened = open_file(folder, clock(), &options.log)?;
+            let fail = |error: rusqlite::Error| OpenError::File(opened.0.path().into(), error.to_string());
+            match numbers.restore(opened.2, clock()) {
                 Ok(0) => {}
                 Ok(some) => {
-                    (options.log.0)(&format!("{some} rows of the numbers can't be read and were passed over"))
+                    (options.log.0)(&format!(
+                        "{some} rows of the numbers can't be read and were passed over"
+                    ));
                 }
                 Err(error) => {
                     (options.log.0)(&format!("{error}: the numbers begin anew"));
-                    writer.drop_numbers().map_err(fail)?;
+                    opened.0.drop_numbers().map_err(fail)?;
                 }
             }
-            readers = Some(Readers::new(writer.path().into()));
+            readers = Some(Readers::new(opened.0.path().into()));
+            (writer, rows) = (Some(opened.0), opened.1);
         }
         let (jobs, todo) = sync_channel(BLOCKS_WAITING_MAX);
         let index_bytes_max =
@@ -324,6 +327,44 @@ impl Keeper {
         self.flush();
         true
     }
+}
+
+/// The file, its blocks, its numbers. One whose list of blocks can't be read is put aside and named, not deleted; a new
+/// one takes its place.
+fn open_file(folder: &Path, now: u64, log: &Log) -> Result<(Writer, Vec<Row>, Vec<numbers::Row>), OpenError> {
+    let open = || -> Result<_, OpenError> {
+        let writer = Writer::open(folder)?;
+        let read = writer.blocks().and_then(|rows| Ok((rows, writer.numbers()?)));
+        Ok((writer, read))
+    };
+    let (writer, read) = open()?;
+    let error = match read {
+        Ok((rows, numbers)) => return Ok((writer, rows, numbers)),
+        Err(error) => error,
+    };
+    let path = writer.path().to_owned();
+    let fail = |error: &dyn std::fmt::Display| OpenError::File(path.clone(), error.to_string());
+    if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DatabaseCorrupt) {
+        return Err(fail(&error));
+    }
+    // Takes its log in, so that the file is all there is to put aside.
+    let _ = writer.checkpoint();
+    drop(writer);
+    let aside = path.with_extension(format!("damaged-{}", now / 1_000_000_000));
+    std::fs::rename(&path, &aside).map_err(|error| fail(&error))?;
+    for beside in ["-wal", "-shm"] {
+        let mut name = path.clone().into_os_string();
+        name.push(beside);
+        drop(std::fs::remove_file(name));
+    }
+    (log.0)(&format!(
+        "{} can't be read: {error}; it is kept as {}, and a new one begins",
+        path.display(),
+        aside.display()
+    ));
+    let (writer, read) = open()?;
+    let (rows, numbers) = read.map_err(|error| fail(&error))?;
+    Ok((writer, rows, numbers))
 }
 
 fn tier_of(spans: u64) -> u32 {

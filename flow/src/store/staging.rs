@@ -999,4 +999,98 @@ mod tests {
         }
         assert_eq!(staged, came);
     }
+
+    /// CPU nanoseconds of this thread.
+    fn cpu() -> u64 {
+        let told = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        told.split(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// A small version of `make bench-flow`, by a ratio, since machines and builds differ: to read, keep and compress
+    /// a span must not cost more than what the stock decoder takes to make a struct of it, two and a half times over.
+    #[test]
+    fn to_keep_a_span_costs_no_more_than_a_few_times_the_stock_decoder() {
+        use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+        use prost::Message;
+        let mut traffic = Traffic::new(9, 100, 10_000);
+        let messages = traffic.messages(20_000);
+        let spans: u64 = messages.iter().map(|message| message.spans).sum();
+        let least = |run: &dyn Fn()| {
+            let once = || {
+                let before = cpu();
+                run();
+                cpu() - before
+            };
+            (0..3).map(|_| once()).min().unwrap() / spans
+        };
+        let stock = least(&|| {
+            for message in &messages {
+                let request = ExportTraceServiceRequest::decode(&*message.body).unwrap();
+                assert!(!std::hint::black_box(request).resource_spans.is_empty());
+            }
+        });
+        struct Keep<'s, 'a> {
+            staging: &'s mut Staging,
+            sender: u32,
+            pieces: Pieces<'a>,
+        }
+        impl<'a> walk::Visit<'a> for Keep<'_, 'a> {
+            fn sender(&mut self, sender: Sender<'a>) {
+                self.sender = self.staging.sender(&sender);
+            }
+            fn span(&mut self, raw: &'a [u8]) -> Result<(), Malformed> {
+                self.pieces.clear();
+                walk::span(raw, &mut walk::Check)?.unwrap();
+                let span = walk::span(raw, &mut self.pieces)?.unwrap();
+                self.staging.push(self.sender, &span, &self.pieces);
+                Ok(())
+            }
+        }
+        let ours = least(&|| {
+            let mut staging = Staging::default();
+            for message in &messages {
+                let mut keep = Keep { staging: &mut staging, sender: 0, pieces: Pieces::default() };
+                walk::traces(&message.body, &mut keep).unwrap();
+            }
+            assert!(staging.seal(&mut Packer::new(1).unwrap()).unwrap().spans > 15_000);
+        });
+        assert!(2 * ours < 5 * stock, "{ours} ns a span, the stock decoder {stock} ns");
+    }
+
+    /// A checksum says that bytes are those that were written, not that they make sense.
+    #[test]
+    fn a_block_that_makes_no_sense_is_an_error_and_never_a_panic() {
+        use crate::store::bytes::unpack;
+        let mut staging = Staging::default();
+        let mut came = BTreeMap::new();
+        for message in Traffic::new(4, 10, 1000).messages(150) {
+            fill(&mut staging, &message.body, &mut came);
+        }
+        let mut packer = Packer::new(1).unwrap();
+        let sealed = staging.seal(&mut packer).unwrap();
+        let mut random = super::realistic::Random(1);
+        let (mut refused, mut read) = (0, 0);
+        for round in 0..3_000 {
+            let mut parts = sealed.parts.clone();
+            let part = match round % 3 {
+                0 => &mut parts.index,
+                1 => &mut parts.dictionary,
+                _ => &mut parts.groups[0],
+            };
+            let (mut body, plain) = unpack(part).map(|(body, plain)| (body, plain.to_vec())).unwrap();
+            for _ in 0..=random.below(3) {
+                let at = random.below(body.len() as u64) as usize;
+                body[at] = random.below(256) as u8;
+            }
+            if random.below(4) == 0 {
+                body.truncate(random.below(body.len() as u64) as usize);
+            }
+            *part = packer.pack(&body, &plain).unwrap();
+            match block::read_all(&parts, &mut |_, _| {}) {
+                Ok(()) => read += 1,
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(refused > 1_000 && read > 100, "{refused} refused, {read} read");
+    }
 }

@@ -6,4 +6,7 @@ pub mod proto;
 pub mod walk;
 pub mod whole;
 
+#[cfg(test)]
+mod oracle;
+
 pub use proto::Malformed;

@@ -521,6 +521,7 @@ fn note<'a>(key: &'a [u8], value: Any<'a>, known: &mut Known<'a>) {
         b"error.type" => known.error_type = text(value),
         b"http.request.resend_count" => known.resends = narrow(value).unwrap_or_default(),
         b"server.address" => known.server_address = text(value),
+        b"server.port" => known.server_port = narrow(value).unwrap_or_default(),
         b"throughline.peer.service" => known.peer_service = text(value),
         b"peer.service" | b"service.peer.name" if known.peer_service.is_empty() => {
             known.peer_service = text(value)

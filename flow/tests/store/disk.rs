@@ -111,29 +111,63 @@ fn a_damaged_block_is_named_and_the_others_still_answer() {
     assert_eq!(found(&engine, &TraceQuery::default(), 1..5), [4, 3]);
 }
 
+/// Fills a piece of the file with garbage.
+fn spoil(path: &std::path::Path, from: usize, len: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[from..from + len].fill(0xa5);
+    std::fs::write(path, bytes).unwrap();
+}
+
 #[test]
-fn pages_of_the_file_that_are_garbage_stop_neither_start_nor_the_other_answers() {
+fn pages_of_a_block_that_are_garbage_stop_neither_start_nor_the_other_answers() {
     let (folder, clock, said) = (Folder::new(), Clock::new(), Said::default());
     let engine = clock.engine(on_disk(&folder));
     let mut traffic = Traffic::new(14, 50, 1000);
-    for _ in 0..6 {
-        pour(&engine, &mut traffic, 5_000);
-    }
-    let all = engine.find(&TraceQuery::default()).unwrap().total;
+    pour(&engine, &mut traffic, 9_000);
+    pour(&engine, &mut traffic, 9_000);
     engine.close();
     drop(engine);
     let path = folder.path().join(FILE);
-    let mut bytes = std::fs::read(&path).unwrap();
-    let (from, to) = (bytes.len() / 2, bytes.len() / 2 + 20_000);
-    bytes[from..to].fill(0xa5);
-    std::fs::write(&path, bytes).unwrap();
+    let file = rusqlite::Connection::open(&path).unwrap();
+    let body: Vec<u8> = file
+        .query_row("SELECT body FROM part WHERE id % 65536 = 2 ORDER BY id LIMIT 1", [], |row| row.get(0))
+        .unwrap();
+    drop(file);
+    let bytes = std::fs::read(&path).unwrap();
+    let piece = &body[40_000..40_300];
+    let at = bytes.windows(piece.len()).position(|window| window == piece).unwrap();
+    spoil(&path, at, 20_000);
     let engine = clock.engine(Options { log: said.log(), ..on_disk(&folder) });
     let traces = engine.find(&TraceQuery { limit: 100_000, ..TraceQuery::default() }).unwrap().traces;
-    assert!(!traces.is_empty() && all > 0);
+    let traces: Vec<_> = traces.iter().step_by(30).collect();
     let readable = traces.iter().filter(|trace| engine.trace(trace.trace_id).unwrap().is_some()).count();
-    assert!(readable > 0 && engine.books().blocks_damaged > 0, "{readable} {:?}", said.all());
+    assert!(readable > 0 && readable < traces.len(), "{readable} of {}", traces.len());
+    assert!((1..4).contains(&engine.books().blocks_damaged), "{:?}", said.all());
+    assert!(said.all()[0].contains("is damaged"), "{:?}", said.all());
     tell(&engine, &[root(1)]);
     assert_eq!(spans_of(&engine, 1), [1001]);
+}
+
+#[test]
+fn a_file_whose_list_of_blocks_is_garbage_is_put_aside_and_named() {
+    let (folder, clock, said) = (Folder::new(), Clock::new(), Said::default());
+    let engine = clock.engine(on_disk(&folder));
+    tell(&engine, &[root(1)]);
+    engine.close();
+    drop(engine);
+    let path = folder.path().join(FILE);
+    let file = rusqlite::Connection::open(&path).unwrap();
+    let page: u32 = file
+        .query_row("SELECT rootpage FROM sqlite_master WHERE name = 'block'", [], |row| row.get(0))
+        .unwrap();
+    drop(file);
+    spoil(&path, (page as usize - 1) * 4096, 4096);
+    let engine = clock.engine(Options { log: said.log(), ..on_disk(&folder) });
+    assert!(said.all()[0].contains("is kept as") && said.all()[0].contains("malformed"), "{:?}", said.all());
+    tell(&engine, &[root(2)]);
+    assert_eq!(found(&engine, &TraceQuery::default(), 1..3), [2]);
+    let aside = |name: &std::ffi::OsStr| name.to_string_lossy().contains("damaged-");
+    assert!(std::fs::read_dir(folder.path()).unwrap().any(|entry| aside(&entry.unwrap().file_name())));
 }
 
 #[test]

@@ -5,7 +5,6 @@
     clippy::print_stdout,
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic,
     clippy::indexing_slicing,
     reason = "scenarios: what fails here is to be seen"
 )]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use throughline_core::batch::{Chunk, Dropped};
 use throughline_core::exchange::{Now, Work};
+use throughline_core::names::attribute;
 use throughline_core::otlp::answer::Answer;
 use throughline_core::otlp::request::Envelope;
 use throughline_core::settings::{Exporter, Settings, Signal};
@@ -30,6 +31,9 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MOST: Duration = Duration::from_secs(30);
 /// How long one batch is tried again, while the newer ones wait in the bounded queue.
 const RETRY_FOR: Duration = Duration::from_secs(300);
+
+/// What of our resource is not true of a page: its process is not ours.
+const OF_THE_PROCESS: [&str; 2] = [attribute::SERVICE_NAME, attribute::SERVICE_INSTANCE_ID];
 
 /// A sender for each signal that is exported; `Err` says which setting stands in the way.
 pub(crate) struct Exporters {
@@ -64,7 +68,14 @@ impl Exporters {
 
     /// Exports until `stop` says otherwise; what is queued then is sent until `deadline_of` passes.
     pub(crate) async fn run(self, sidecar: Arc<Sidecar>, stop: watch::Receiver<Option<Instant>>) {
-        let spans = spans(&sidecar, self.spans, &self.envelope, stop.clone());
+        let of_pages = sidecar.browser.as_ref().map(|browser| {
+            let resource = sidecar.settings.resource();
+            let ours = resource.into_iter().filter(|(key, _)| !OF_THE_PROCESS.contains(key));
+            let named = ours.chain([(attribute::SERVICE_NAME, browser.service.as_str())]);
+            (&browser.spans, Envelope::new(named))
+        });
+        let queues = std::iter::once((&sidecar.spans, self.envelope.clone())).chain(of_pages).collect();
+        let spans = spans(&sidecar, self.spans, queues, stop.clone());
         let metrics = async {
             if let Some(client) = self.metrics {
                 metrics(&sidecar, client, &self.metrics_envelope, stop.clone()).await;
@@ -77,23 +88,25 @@ impl Exporters {
 async fn spans(
     sidecar: &Sidecar,
     mut export: SpanExport,
-    envelope: &Envelope,
+    queues: Vec<(&SpanQueue, Envelope)>,
     mut stop: watch::Receiver<Option<Instant>>,
 ) {
     let tick = Duration::from_millis((sidecar.settings.bsp_schedule_delay_ms / 4).clamp(10, 250));
     loop {
         let stopping = tokio::select! {
             () = sleep(tick) => false,
-            () = sidecar.spans.full() => false,
+            () = sidecar.spans.full() => false, // those of pages wait for the tick
             _ = stop.wait_for(Option::is_some) => true,
         };
-        while let Some(chunk) = sidecar.spans.poll_flush(stopping) {
-            let (exported, reason) = match &mut export {
-                SpanExport::Otlp(client) => ship(sidecar, client, envelope, &chunk, &mut stop).await,
-                SpanExport::Console => (console::print(chunk.bytes()), Dropped::Failed),
-                SpanExport::None => (0, Dropped::Shutdown),
-            };
-            sidecar.spans.settle(chunk, exported, reason);
+        for (queue, envelope) in &queues {
+            while let Some(chunk) = queue.poll_flush(stopping) {
+                let (exported, reason) = match &mut export {
+                    SpanExport::Otlp(client) => ship(sidecar, client, envelope, &chunk, &mut stop).await,
+                    SpanExport::Console => (console::print(chunk.bytes()), Dropped::Failed),
+                    SpanExport::None => (0, Dropped::Shutdown),
+                };
+                queue.settle(chunk, exported, reason);
+            }
         }
         if stopping {
             return;

@@ -19,6 +19,12 @@ pub(crate) async fn dial(sidecar: &Sidecar, to: &Authority) -> Result<TcpStream,
     timeout(patience, any_address(sidecar, to)).await.unwrap_or(Err(Failure::Timeout))
 }
 
+/// A connection to where the kernel said.
+pub(crate) async fn dial_address(sidecar: &Sidecar, to: SocketAddr) -> Result<TcpStream, Failure> {
+    let patience = Duration::from_millis(sidecar.settings.connect_timeout_ms);
+    timeout(patience, one_address(sidecar, to)).await.unwrap_or(Err(Failure::Timeout))
+}
+
 async fn any_address(sidecar: &Sidecar, to: &Authority) -> Result<TcpStream, Failure> {
     if let Some(address) = to.address() {
         return one_address(sidecar, address).await;

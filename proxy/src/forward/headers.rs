@@ -1,7 +1,7 @@
 //! Hop-by-hop fields: what belongs to one connection goes no further (RFC 9110 §7.6.1).
 
 use http::header::{CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{Request, Version};
+use http::{Request, Response, Version};
 
 /// The fields of one hop: those that need a second look, then those that are removed as they are. The next hop's
 /// framing is its own.
@@ -39,6 +39,12 @@ pub(super) fn wants_upgrade<B>(request: &Request<B>) -> bool {
 /// Whether the caller keeps its body until it is asked for it (RFC 9110 §10.1.1).
 pub(super) fn waits_to_be_asked<B>(request: &Request<B>) -> bool {
     request.headers().get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Whether an answer is the last one on its connection (RFC 9112 §9.3).
+pub(super) fn closes<B>(response: &Response<B>) -> bool {
+    let says = |option| response.headers().get_all(CONNECTION).iter().any(|value| names(value, option));
+    says("close") || (response.version() == Version::HTTP_10 && !says("keep-alive"))
 }
 
 fn names(value: &HeaderValue, option: &str) -> bool {

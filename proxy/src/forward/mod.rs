@@ -16,18 +16,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{HOST, HeaderName, HeaderValue};
+use http::header::{CONNECTION, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION};
 use http::uri::Scheme;
 use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use throughline_core::classify::Failure;
-use throughline_core::settings::Authority;
+use throughline_core::settings::{Authority, Capture};
 use tower::Service;
 
 pub(crate) use body::{FromUpstream, Upload};
-pub(crate) use dial::dial;
-pub(crate) use pool::{Kind, Upstreams};
-pub(crate) use tunnel::{Tunnel, connect};
+pub(crate) use dial::{dial, dial_address};
+pub(crate) use pool::{Kind, Upstream, Upstreams};
+pub(crate) use tunnel::{Tunnel, carry, connect, spoken};
 
 use crate::messages::Resumed;
 use crate::sidecar::{Connection, Sidecar};
@@ -87,10 +87,22 @@ async fn forward(
         readdress(&mut request, &to, sidecar.upstreams.pubsub_by_tls());
     }
     let upgrade = headers::wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
-    prepare(&mut request, kind, &to);
+    let upstream = match &connection.captured {
+        None => {
+            prepare(&mut request, kind, &to);
+            sidecar.upstreams.upstream(&to)
+        }
+        Some(captured) => {
+            if let Some(failure) = captured.failure {
+                return Err(failure.into());
+            }
+            leave_target(&mut request, kind, &to);
+            Arc::clone(&captured.upstream)
+        }
+    };
     let (request, upload) = Upload::wrap(request);
     let patience = sidecar.settings.response_timeout_ms;
-    let sending = sidecar.upstreams.send(sidecar, &to, kind, request, &upload);
+    let sending = sidecar.upstreams.send(sidecar, &to, upstream, kind, request, &upload);
     let answered = if patience == 0 {
         sending.await
     } else {
@@ -104,21 +116,31 @@ async fn forward(
     };
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let tunnel = match upgrade {
-        Some(caller) if switched => Some(Tunnel::upgraded(caller, hyper::upgrade::on(&mut response))),
+        Some(caller) if switched => {
+            if let Some(captured) = &connection.captured {
+                captured.ends.upgrade();
+            }
+            Some(Tunnel::upgraded(caller, hyper::upgrade::on(&mut response)))
+        }
         Some(_) | None => None,
     };
     // 426 names what it wants in `Upgrade` (RFC 9110 §15.5.22).
     let names_protocol = tunnel.is_some() || response.status() == StatusCode::UPGRADE_REQUIRED;
+    let closes = connection.captured.is_some() && kind == Kind::Http1 && headers::closes(&response);
     headers::strip(response.headers_mut(), names_protocol);
+    if closes {
+        // A captured caller learns what the upstream does with the connection that both take for one.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(Answer { response, tunnel })
 }
 
-/// Where a request goes: to the application; to where a CONNECT said; to where its target or `Host` says.
+/// Where a request goes: to where a CONNECT or the kernel said; to the application; to where its target or `Host` says.
 fn destination<B>(connection: &Connection, request: &Request<B>) -> Result<Authority, Failure> {
     let sidecar = &connection.sidecar;
     match (connection.side, &connection.tunnel_to) {
-        (Side::Inbound, _) => sidecar.settings.inbound_upstream.clone().ok_or(Failure::Refused),
-        (Side::Outbound, Some(to)) => Ok(to.clone()),
+        (Side::Inbound | Side::Outbound, Some(to)) => Ok(to.clone()),
+        (Side::Inbound, None) => sidecar.settings.inbound_upstream.clone().ok_or(Failure::Refused),
         (Side::Outbound, None) => {
             let host = request.headers().get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
             let authority = request.uri().authority().map_or(host, |authority| authority.as_str().as_bytes());
@@ -139,6 +161,9 @@ pub(crate) fn named(sidecar: &Sidecar, authority: &[u8], default_port: u16) -> R
         .ok_or(Failure::Refused)?;
     if let Some(pubsub) = sidecar.upstreams.pubsub(&sidecar.own_ports, &to) {
         return Ok(pubsub.clone());
+    }
+    if sidecar.settings.capture == Capture::Transparent {
+        return Err(Failure::Refused); // only the kernel says where else something goes
     }
     Ok(sidecar.upstreams.route(&to).cloned().unwrap_or(to))
 }
@@ -162,6 +187,31 @@ fn readdress<B>(request: &mut Request<B>, to: &Authority, tls: bool) {
     }
 }
 
+/// Keeps the head of a captured request as its caller wrote it, but for what belongs to the hop: whoever it names may be
+/// a proxy, and the caller knows.
+fn leave_target<B>(request: &mut Request<B>, kind: Kind, to: &Authority) {
+    let upgrade = headers::wants_upgrade(request);
+    let for_proxy = request.headers_mut().remove(PROXY_AUTHORIZATION);
+    headers::strip(request.headers_mut(), upgrade);
+    if let Some(for_proxy) = for_proxy {
+        request.headers_mut().insert(PROXY_AUTHORIZATION, for_proxy);
+    }
+    if kind == Kind::Http2 {
+        return;
+    }
+    named_host(request, to);
+    *request.version_mut() = Version::HTTP_11;
+}
+
+/// HTTP/1.0 need not name a host, HTTP/1.1 must.
+fn named_host<B>(request: &mut Request<B>, to: &Authority) {
+    if !request.headers().contains_key(HOST)
+        && let Ok(host) = HeaderValue::from_str(&to.to_string())
+    {
+        request.headers_mut().insert(HOST, host);
+    }
+}
+
 /// Puts the head into the form in which an upstream, rather than a proxy, is asked.
 fn prepare<B>(request: &mut Request<B>, kind: Kind, to: &Authority) {
     let upgrade = headers::wants_upgrade(request);
@@ -177,10 +227,6 @@ fn prepare<B>(request: &mut Request<B>, kind: Kind, to: &Authority) {
         let path = request.uri().path_and_query().cloned();
         *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
     }
-    if !request.headers().contains_key(HOST)
-        && let Ok(host) = HeaderValue::from_str(&to.to_string())
-    {
-        request.headers_mut().insert(HOST, host); // HTTP/1.0 need not name one, HTTP/1.1 must
-    }
+    named_host(request, to);
     *request.version_mut() = Version::HTTP_11;
 }

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::asked::Asked;
 use super::body::{FromUpstream, Upload, UploadState};
 use super::dial::dial;
+use crate::capture::Ends;
 use crate::listener::Prefixed;
 use crate::sidecar::{OwnPorts, Sidecar};
 use crate::tls::{self, Tls};
@@ -72,8 +73,10 @@ impl std::fmt::Debug for Pubsub {
     }
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Upstream {
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    /// How long an idle connection is believed to be open.
+    idle_max: Duration,
     idle: Mutex<Vec<Idle>>,
     http2: Mutex<Vec<Shared>>,
     /// Held while a connection for HTTP/2 is made, so that a burst of requests makes one and not one each.
@@ -144,6 +147,11 @@ impl Lease {
 }
 
 impl Upstream {
+    fn new(idle_max: Duration) -> Arc<Self> {
+        let dialling = tokio::sync::Mutex::default();
+        Arc::new(Self { idle_max, idle: Mutex::default(), http2: Mutex::default(), dialling })
+    }
+
     fn keep(&self, sender: Sender) {
         let mut idle = locked(&self.idle);
         if idle.len() >= IDLE_MAX {
@@ -154,14 +162,14 @@ impl Upstream {
 
     /// The newest idle connection that is ready for a request. One that still writes the end of an upload which
     /// nobody reads stays where it is: whoever comes next does not wait for it.
-    fn take(&self, idle_max: Duration) -> Option<Sender> {
+    fn take(&self) -> Option<Sender> {
         let mut idle = locked(&self.idle);
         loop {
             // Those that are closed or too old and are not come across here are left to `tidy`.
             let usable = |idle: &Idle| idle.sender.send.is_ready() || idle.sender.send.is_closed();
             let at = idle.iter().rposition(usable)?;
             let Idle { sender, since } = idle.remove(at);
-            if !sender.send.is_closed() && since.elapsed() <= idle_max {
+            if !sender.send.is_closed() && since.elapsed() <= self.idle_max {
                 return Some(sender);
             }
         }
@@ -266,11 +274,11 @@ impl Upstreams {
         &self,
         sidecar: &Sidecar,
         to: &Authority,
+        upstream: Arc<Upstream>,
         kind: Kind,
         request: Request<Upload>,
         upload: &UploadState,
     ) -> Result<Response<FromUpstream>, Failure> {
-        let upstream = self.upstream(to);
         request.body().note(Mark::Connecting);
         match kind {
             Kind::Http1 => self.send_http1(sidecar, to, upstream, request, upload).await,
@@ -288,7 +296,7 @@ impl Upstreams {
     ) -> Result<Response<FromUpstream>, Failure> {
         let waits = super::headers::waits_to_be_asked(&request);
         loop {
-            let (mut sender, kept) = match upstream.take(self.idle_max) {
+            let (mut sender, kept) = match upstream.take() {
                 Some(sender) => (sender, true),
                 // Boxed, as is all that is rare: each request's future has the size of its largest part.
                 None => (Box::pin(self.connect_http1(sidecar, to)).await?, false),
@@ -372,17 +380,45 @@ impl Upstreams {
     {
         let upstream = self.upstream(to);
         match kind {
-            Kind::Http1 => upstream.keep(self.handshake_http1(stream).await?),
+            Kind::Http1 => upstream.keep(ready(self.handshake_http1(stream, None).await?).await?),
             Kind::Http2 => {
-                let sender = self.handshake_http2(stream).await?;
+                let sender = self.handshake_http2(stream, None).await?;
                 locked(&upstream.http2).push(Shared::new(sender));
             }
         }
         Ok(())
     }
 
-    fn upstream(&self, to: &Authority) -> Arc<Upstream> {
-        let Some(upstreams) = self.upstreams.get(worker::number()) else { return Arc::default() };
+    /// The same for the upstream of one captured connection, which nobody shares: when it closes, so does its caller's.
+    pub(crate) async fn adopt_alone<T>(
+        &self,
+        kind: Kind,
+        stream: T,
+        ends: Arc<Ends>,
+    ) -> Result<Arc<Upstream>, Failure>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let upstream = self.alone();
+        match kind {
+            Kind::Http1 => upstream.keep(ready(self.handshake_http1(stream, Some(ends)).await?).await?),
+            Kind::Http2 => {
+                let sender = self.handshake_http2(stream, Some(ends)).await?;
+                locked(&upstream.http2).push(Shared::new(sender));
+            }
+        }
+        Ok(upstream)
+    }
+
+    /// An upstream without a connection, shared with nobody. Its connections are closed by whoever is at either end.
+    pub(crate) fn alone(&self) -> Arc<Upstream> {
+        Upstream::new(Duration::MAX)
+    }
+
+    pub(super) fn upstream(&self, to: &Authority) -> Arc<Upstream> {
+        let Some(upstreams) = self.upstreams.get(worker::number()) else {
+            return Upstream::new(self.idle_max);
+        };
         let mut upstreams = locked(upstreams);
         if let Some(upstream) = upstreams.get(to) {
             return Arc::clone(upstream);
@@ -390,7 +426,7 @@ impl Upstreams {
         if upstreams.len() >= UPSTREAMS_MAX {
             upstreams.retain(|_, upstream| Arc::strong_count(upstream) > 1);
         }
-        let upstream = Arc::<Upstream>::default();
+        let upstream = Upstream::new(self.idle_max);
         if upstreams.len() < UPSTREAMS_MAX {
             upstreams.insert(to.clone(), Arc::clone(&upstream));
         }
@@ -411,8 +447,11 @@ impl Upstreams {
     async fn connect_http1(&self, sidecar: &Sidecar, to: &Authority) -> Result<Sender, Failure> {
         let stream = dial(sidecar, to).await?;
         match self.tls(to, Kind::Http1) {
-            None => self.handshake_http1(stream).await,
-            Some(tls) => self.handshake_http1(tls.connect(stream).await.map_err(|_| Failure::Tls)?).await,
+            None => self.handshake_http1(stream, None).await,
+            Some(tls) => {
+                let stream = tls.connect(stream).await.map_err(|_| Failure::Tls)?;
+                self.handshake_http1(stream, None).await
+            }
         }
     }
 
@@ -423,12 +462,15 @@ impl Upstreams {
     ) -> Result<http2::SendRequest<Upload>, Failure> {
         let stream = dial(sidecar, to).await?;
         match self.tls(to, Kind::Http2) {
-            None => self.handshake_http2(stream).await,
-            Some(tls) => self.handshake_http2(tls.connect(stream).await.map_err(|_| Failure::Tls)?).await,
+            None => self.handshake_http2(stream, None).await,
+            Some(tls) => {
+                let stream = tls.connect(stream).await.map_err(|_| Failure::Tls)?;
+                self.handshake_http2(stream, None).await
+            }
         }
     }
 
-    async fn handshake_http1<T>(&self, stream: T) -> Result<Sender, Failure>
+    async fn handshake_http1<T>(&self, stream: T, ends: Option<Arc<Ends>>) -> Result<Sender, Failure>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -441,11 +483,21 @@ impl Upstreams {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failure(&error))?;
-        tokio::spawn(connection.with_upgrades());
+        match ends {
+            None => drop(tokio::spawn(connection.with_upgrades())),
+            Some(ends) => drop(tokio::spawn(async move {
+                let _ = connection.with_upgrades().await;
+                ends.upstream_closed();
+            })),
+        }
         Ok(Sender { send, asked })
     }
 
-    async fn handshake_http2<T>(&self, stream: T) -> Result<http2::SendRequest<Upload>, Failure>
+    async fn handshake_http2<T>(
+        &self,
+        stream: T,
+        ends: Option<Arc<Ends>>,
+    ) -> Result<http2::SendRequest<Upload>, Failure>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -457,7 +509,13 @@ impl Upstreams {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failure(&error))?;
-        tokio::spawn(connection);
+        match ends {
+            None => drop(tokio::spawn(connection)),
+            Some(ends) => drop(tokio::spawn(async move {
+                let _ = connection.await;
+                ends.upstream_closed();
+            })),
+        }
         Ok(sender)
     }
 }
@@ -476,6 +534,12 @@ impl Pubsub {
         let tls = if by_tls { Some([tls(false)?, tls(true)?]) } else { None };
         Ok(Self { to: Authority { host: to.host.clone(), port }, tls })
     }
+}
+
+/// A connection that takes a request: one that was just made does not before its driver has run.
+async fn ready(mut sender: Sender) -> Result<Sender, Failure> {
+    sender.send.ready().await.map_err(|error| failure(&error))?;
+    Ok(sender)
 }
 
 /// What an error of hyper means.

@@ -3,7 +3,7 @@
 use super::forward;
 
 /// Bytes. A number that falls is lowered here; one that rises needs a reason in the commit.
-const FORWARD_BYTES_MAX: usize = 2640;
+const FORWARD_BYTES_MAX: usize = 2648;
 
 /// The size of what a function returns. It is not called.
 fn of<A, B, F>(_: impl Fn(A, B) -> F) -> usize {

@@ -13,7 +13,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use throughline_core::classify::Failure;
 use throughline_core::settings::Authority;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -21,7 +21,7 @@ use super::{Kind, dial, named};
 use crate::listener::{Prefixed, Speaks, detect_inside};
 use crate::sidecar::{Connection, Sidecar};
 use crate::stall::Progress;
-use crate::stats::{Connect, Protocol};
+use crate::stats::{Connect, Protocol, Stats};
 
 /// Bytes read at once from a caller's end of a tunnel.
 const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
@@ -29,6 +29,8 @@ const TUNNEL_BUFFER_BYTES: usize = 16 * 1024;
 const SILENCE: Duration = Duration::from_millis(200);
 /// How long a tunnel stays half open, without a byte, after its upstream is done.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// The head of an HTTP/2 frame of settings but for its length: three bytes of that, type 4, no flags, stream 0.
+const SETTINGS_HEAD: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
 /// Two ends that switched the protocol.
 #[derive(Debug)]
@@ -46,13 +48,14 @@ impl Tunnel {
     pub(crate) async fn run(self, sidecar: &Sidecar) -> Result<(), Failure> {
         let (caller, upstream) =
             tokio::try_join!(self.caller, self.upstream).map_err(|_| Failure::ConnectionReset)?;
-        settle(carry(TokioIo::new(caller), TokioIo::new(upstream)).await, sidecar)
+        let (mut caller, mut upstream) = (TokioIo::new(caller), TokioIo::new(upstream));
+        carry(&mut caller, &mut upstream, LAST_WORDS, &sidecar.stats).await.or_else(forgiven)
     }
 }
 
-/// Carries bytes both ways. A caller that has said all it has to say may wait for the answer as long as it
-/// likes; once the upstream is done, a caller that says nothing more has [`LAST_WORDS`] to go.
-async fn carry<A, B>(caller: A, upstream: B) -> io::Result<(u64, u64)>
+/// Carries bytes both ways, and counts them. A caller that has said all it has to say may wait for the answer as long as
+/// it likes; once the upstream is done, a caller that says nothing more has `half_open` to go.
+pub(crate) async fn carry<A, B>(caller: A, upstream: B, half_open: Duration, stats: &Stats) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite,
     B: AsyncRead + AsyncWrite,
@@ -69,41 +72,43 @@ where
             }
             to_upstream.write_all(buffer.get(..read).unwrap_or_default()).await?;
             there.fetch_add(read as u64, Ordering::Relaxed);
+            stats.tunnelled(read as u64);
         }
     });
     let mut back = pin!(async {
-        let copied = copy(&mut from_upstream, &mut to_caller).await?;
-        to_caller.shutdown().await?;
-        Ok::<u64, io::Error>(copied)
+        let mut buffer = vec![0; TUNNEL_BUFFER_BYTES];
+        loop {
+            let read = from_upstream.read(&mut buffer).await?;
+            if read == 0 {
+                return to_caller.shutdown().await;
+            }
+            to_caller.write_all(buffer.get(..read).unwrap_or_default()).await?;
+            stats.tunnelled(read as u64);
+        }
     });
-    let copied = tokio::select! {
+    tokio::select! {
         onward = onward.as_mut() => {
             onward?;
-            return Ok((there.load(Ordering::Relaxed), back.await?));
+            return back.await;
         }
-        copied = back.as_mut() => copied?,
-    };
+        done = back.as_mut() => done?,
+    }
     loop {
         let before = there.load(Ordering::Relaxed);
-        match timeout(LAST_WORDS, onward.as_mut()).await {
-            Ok(done) => done?,
-            Err(_) if there.load(Ordering::Relaxed) > before => continue,
-            Err(_) => {}
+        match timeout(half_open, onward.as_mut()).await {
+            Ok(done) => return done,
+            Err(_) if there.load(Ordering::Relaxed) > before => {}
+            Err(_) => return Ok(()),
         }
-        return Ok((there.load(Ordering::Relaxed), copied));
     }
 }
 
 /// Most protocols end by one side closing while the other still writes: not a failure.
-fn settle(carried: io::Result<(u64, u64)>, sidecar: &Sidecar) -> Result<(), Failure> {
-    match carried {
-        Ok((there, back)) => sidecar.stats.tunnelled(there + back),
-        Err(error) => match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => {}
-            _ => return Err(Failure::ConnectionReset),
-        },
+fn forgiven(error: io::Error) -> Result<(), Failure> {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => Ok(()),
+        _ => Err(Failure::ConnectionReset),
     }
-    Ok(())
 }
 
 /// Answers a CONNECT: dials at once, and leaves what follows to a task.
@@ -143,7 +148,43 @@ pub(crate) async fn connect(
     Ok(response)
 }
 
-/// The first bytes of either side decide what is spoken; until they come, nobody is kept waiting.
+/// What the first bytes of either side say; until they come, nobody is kept waiting. `None` when there is nobody left.
+/// What the caller said stays in `first`.
+pub(crate) async fn spoken<A>(caller: &mut A, upstream: &TcpStream, first: &mut Vec<u8>) -> Option<Speaks>
+where
+    A: AsyncRead + Unpin,
+{
+    // Whoever is silent may still become anything.
+    tokio::select! {
+        read = caller.read_buf(first) => if read.ok()? == 0 {
+            return Some(Speaks::Opaque);
+        },
+        spoke = server_spoke(upstream) => return spoke,
+    }
+    // Whoever has begun to speak and said nothing that is HTTP is not kept waiting for the rest.
+    tokio::select! {
+        detected = timeout(SILENCE, detect_inside(caller, first)) => match detected {
+            Ok(speaks) => speaks.ok(),
+            Err(_) => Some(Speaks::Opaque),
+        },
+        spoke = server_spoke(upstream) => spoke,
+    }
+}
+
+/// Waits until the server speaks first, which makes it no HTTP; or closes. A server of HTTP/2 may send its settings
+/// before it hears anything (RFC 9113 §3.4), and still waits for the caller.
+async fn server_spoke(upstream: &TcpStream) -> Option<Speaks> {
+    let mut head = [0; SETTINGS_HEAD.len()];
+    let count = upstream.peek(&mut head).await.ok()?;
+    // Behind the length come the type, no flags, and no stream.
+    let settings =
+        count == head.len() && head.iter().zip(SETTINGS_HEAD).skip(3).all(|(is, wanted)| *is == wanted);
+    if settings {
+        return std::future::pending().await; // the caller's own end decides; a dead server shows when he speaks
+    }
+    Some(Speaks::Opaque)
+}
+
 async fn inside(
     connection: Arc<Connection>,
     mut caller: TokioIo<hyper::upgrade::Upgraded>,
@@ -152,39 +193,14 @@ async fn inside(
 ) {
     let sidecar = &connection.sidecar;
     let mut first = Vec::new();
-    let speaks = tokio::select! {
-        detected = timeout(SILENCE, detect_inside(&mut caller, &mut first)) => match detected {
-            Ok(Ok(speaks)) => speaks,
-            Ok(Err(_)) => return,
-            Err(_) => Speaks::Undecided,
-        },
-        readable = upstream.readable() => match readable {
-            Ok(()) => Speaks::Opaque, // a server that speaks first speaks no HTTP
-            Err(_) => return,
-        },
-    };
-    // Whoever has begun to speak and said nothing that is HTTP is not kept waiting for the rest; whoever is
-    // silent may still become anything.
-    let speaks = match speaks {
-        Speaks::Undecided if first.is_empty() => tokio::select! {
-            detected = detect_inside(&mut caller, &mut first) => match detected {
-                Ok(speaks) => speaks,
-                Err(_) => return,
-            },
-            _ = upstream.readable() => Speaks::Opaque,
-        },
-        Speaks::Undecided => Speaks::Opaque,
-        known => known,
-    };
+    let Some(speaks) = spoken(&mut caller, &upstream, &mut first).await else { return };
     let kind = match speaks {
         Speaks::Http1 => Kind::Http1,
         Speaks::Http2 => Kind::Http2,
-        Speaks::Opaque | Speaks::Undecided => {
+        Speaks::Opaque => {
             sidecar.stats.connection(connection.side, Protocol::Opaque);
-            if upstream.write_all(&first).await.is_ok() {
-                let carried = carry(caller, upstream).await;
-                let _ = settle(carried.map(|(there, back)| (there + first.len() as u64, back)), sidecar);
-            }
+            let mut caller = Prefixed::new(first, caller);
+            let _ = carry(&mut caller, &mut upstream, LAST_WORDS, &sidecar.stats).await;
             return;
         }
     };
@@ -197,7 +213,8 @@ async fn inside(
         side: connection.side,
         caller: connection.caller,
         tunnel_to: Some(to),
+        captured: None,
         progress: Progress::new(),
     };
-    crate::listener::serve(Arc::new(within), Prefixed::new(first, caller), speaks).await;
+    crate::listener::serve(Arc::new(within), first, Box::new(caller), speaks, None).await;
 }

@@ -13,8 +13,6 @@ pub(crate) enum Speaks {
     Http2,
     /// TLS, or something else that is no cleartext HTTP.
     Opaque,
-    /// Not said yet.
-    Undecided,
 }
 
 /// The beginning of HTTP/2 with prior knowledge (RFC 9113 §3.4).
@@ -37,16 +35,14 @@ pub(crate) async fn detect(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<
     }
 }
 
-/// The same inside a CONNECT, where other protocols of text are at home: only a whole request line makes HTTP/1.
-/// What was read stays in `first`, whatever becomes of the wait.
+/// The same where other protocols of text are at home, inside a CONNECT and in captured connections: only a whole
+/// request line makes HTTP/1. What was read before stands in `first`, and what is read stays there, whatever becomes of
+/// the wait.
 pub(crate) async fn detect_inside(
     stream: &mut (impl AsyncRead + Unpin),
     first: &mut Vec<u8>,
 ) -> io::Result<Speaks> {
     loop {
-        if stream.read_buf(first).await? == 0 {
-            return Ok(Speaks::Opaque);
-        }
         match (judge(first), first.iter().position(|byte| *byte == b'\n')) {
             (Some(Speaks::Http1), Some(end)) => {
                 let line = first.get(..end).unwrap_or_default();
@@ -57,6 +53,9 @@ pub(crate) async fn detect_inside(
             (Some(Speaks::Http1), None) => return Ok(Speaks::Opaque),
             (Some(speaks), _) => return Ok(speaks),
             (None, _) => {}
+        }
+        if stream.read_buf(first).await? == 0 {
+            return Ok(Speaks::Opaque);
         }
     }
 }

@@ -7,7 +7,7 @@ mod head;
 mod sizes;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +16,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::SockRef;
 use throughline_core::exchange::Work;
-use throughline_core::settings::Settings;
+use throughline_core::settings::{Capture, Settings};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -29,6 +30,7 @@ pub(crate) use detect::{Prefixed, Speaks, detect_inside};
 use head::HeadScan;
 pub(crate) use head::Seen;
 
+use crate::capture::{self, Captured};
 use crate::forward;
 use crate::host::now;
 use crate::sidecar::{Connection, Sidecar};
@@ -45,25 +47,54 @@ const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const UNREAD_UPLOADS_MAX: u32 = 100;
 /// How long connections that carry no request are kept after a drain began: their callers do not know yet.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
+/// How often a captured connection whose upstream is gone is looked at, until its last answer is over.
+const LAST_ANSWER: Duration = Duration::from_millis(20);
 /// Callers that the kernel keeps waiting.
 const BACKLOG: u32 = 1024;
 
 /// Binds without accepting yet: up to so many sockets for one address, among which the kernel deals out
 /// connections; one where it does not deal.
 pub(crate) fn bind(address: SocketAddr, sockets: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    bind_as(address, sockets, false)
+}
+
+/// The same for 0.0.0.0 and [::] together, or for 127.0.0.1 and [::1], on one port: what the kernel redirects arrives on
+/// either. By address; without the second where there is no IPv6.
+pub(crate) fn bind_both(address: SocketAddr, sockets: usize) -> io::Result<Vec<Vec<std::net::TcpListener>>> {
+    let ip = address.ip();
+    let both: [IpAddr; 2] = if ip.is_unspecified() {
+        [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
+    } else if ip.is_loopback() && ip.is_ipv4() {
+        [ip, Ipv6Addr::LOCALHOST.into()]
+    } else {
+        return Ok(vec![bind(address, sockets)?]);
+    };
+    let first = bind((both[0], address.port()).into(), sockets)?;
+    let port = first.first().map_or(Ok(address), std::net::TcpListener::local_addr)?.port();
+    match bind_as((both[1], port).into(), sockets, true) {
+        Ok(second) => Ok(vec![first, second]),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
+        Err(error) => {
+            crate::log::info("no IPv6 here", &[("address", &both[1]), ("error", &error)]);
+            Ok(vec![first])
+        }
+    }
+}
+
+fn bind_as(address: SocketAddr, sockets: usize, only_v6: bool) -> io::Result<Vec<std::net::TcpListener>> {
     if sockets <= 1 {
-        return Ok(vec![socket(address, false)?.listen(BACKLOG)?.into_std()?]);
+        return Ok(vec![socket(address, false, only_v6)?.listen(BACKLOG)?.into_std()?]);
     }
     if address.port() != 0 {
         // Sockets that share a port share it with other processes of the same user as well. Bound alone first, so
         // that a port in use is a mistake as ever.
-        drop(socket(address, false)?);
+        drop(socket(address, false, only_v6)?);
     }
-    let first = socket(address, true)?.listen(BACKLOG)?.into_std()?;
+    let first = socket(address, true, only_v6)?.listen(BACKLOG)?.into_std()?;
     let address = first.local_addr()?;
     let mut all = vec![first];
     while all.len() < sockets {
-        match socket(address, true).and_then(|socket| socket.listen(BACKLOG)?.into_std()) {
+        match socket(address, true, only_v6).and_then(|socket| socket.listen(BACKLOG)?.into_std()) {
             Ok(socket) => all.push(socket),
             Err(error) => {
                 crate::log::warn(
@@ -77,8 +108,11 @@ pub(crate) fn bind(address: SocketAddr, sockets: usize) -> io::Result<Vec<std::n
     Ok(all)
 }
 
-fn socket(address: SocketAddr, shared: bool) -> io::Result<TcpSocket> {
+fn socket(address: SocketAddr, shared: bool, only_v6: bool) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if only_v6 {
+        SockRef::from(&socket).set_only_v6(true)?;
+    }
     socket.set_reuseaddr(true)?; // a restart need not wait for old connections to be forgotten
     socket.set_reuseport(shared)?;
     socket.bind(address)?;
@@ -149,18 +183,26 @@ fn spawn(
     place: OwnedSemaphorePermit,
     drain: &watch::Receiver<bool>,
 ) {
-    let connection = Arc::new(Connection {
-        sidecar: Arc::clone(sidecar),
-        side,
-        caller: caller.ip(),
-        tunnel_to: None,
-        progress: Progress::new(),
-    });
-    let drain = drain.clone();
+    let (sidecar, drain) = (Arc::clone(sidecar), drain.clone());
     tokio::spawn(async move {
-        connection.sidecar.stats.opened(side);
-        first_bytes(&connection, stream, drain).await;
-        connection.sidecar.stats.closed(side);
+        sidecar.stats.opened(side);
+        if sidecar.settings.capture == Capture::Transparent
+            && !capture::is_for_pubsub(&sidecar, side, &stream)
+        {
+            // Boxed: a connection that is not captured has no room for it.
+            Box::pin(capture::serve(Arc::clone(&sidecar), side, stream, caller.ip(), drain)).await;
+        } else {
+            let connection = Arc::new(Connection {
+                sidecar: Arc::clone(&sidecar),
+                side,
+                caller: caller.ip(),
+                tunnel_to: None,
+                captured: None,
+                progress: Progress::new(),
+            });
+            first_bytes(&connection, stream, drain).await;
+        }
+        sidecar.stats.closed(side);
         drop(place);
     });
 }
@@ -227,13 +269,22 @@ fn patience(settings: &Settings) -> Patience {
     }
 }
 
-/// Serves HTTP on a stream that is not the listener's own: what is inside a CONNECT. It ends with its caller.
-pub(crate) fn serve<T>(connection: Arc<Connection>, stream: Prefixed<T>, speaks: Speaks) -> crate::Boxed<()>
-where
-    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    // Boxed: what is inside a CONNECT may hold another.
-    Box::pin(serve_until_drained(connection, stream, speaks, None))
+/// A stream of any kind.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Serves HTTP on a stream that is not the listener's own: what is inside a CONNECT, or captured. It ends with its
+/// caller, and where it is told of a drain, when that has begun and no request is left.
+pub(crate) fn serve(
+    connection: Arc<Connection>,
+    first: Vec<u8>,
+    stream: Box<dyn Stream>,
+    speaks: Speaks,
+    drain: Option<watch::Receiver<bool>>,
+) -> crate::Boxed<()> {
+    // Boxed: what is inside a CONNECT may hold another. One kind of stream, or each had a server of its own in the binary.
+    Box::pin(serve_until_drained(connection, Prefixed::new(first, stream), speaks, drain))
 }
 
 async fn serve_until_drained<T>(
@@ -296,9 +347,14 @@ async fn watch_over<S, E>(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut served = std::pin::pin!(served);
     let drained = async move {
-        match drain {
-            Some(mut drain) => drop(drain.wait_for(|drain| *drain).await),
-            None => std::future::pending().await,
+        match (&connection.captured, drain) {
+            (Some(captured), Some(drain)) => {
+                if Box::pin(drained_or_gone(connection, captured, drain)).await {
+                    return;
+                }
+            }
+            (None, Some(mut drain)) => drop(drain.wait_for(|drain| *drain).await),
+            (_, None) => std::future::pending().await,
         }
         // Until here answers say that the connection closes. A request that is on its way meanwhile is served.
         tokio::time::sleep(DRAIN_GRACE).await;
@@ -328,19 +384,59 @@ async fn watch_over<S, E>(
     }
 }
 
+/// Whether a captured connection's upstream is gone, before the sidecar drains. Requests that are under way then are
+/// served first: the last of them may be what ended it.
+async fn drained_or_gone(
+    connection: &Connection,
+    captured: &Captured,
+    mut drain: watch::Receiver<bool>,
+) -> bool {
+    tokio::select! {
+        _ = drain.wait_for(|drain| *drain) => return false,
+        () = captured.ends.gone() => {}
+    }
+    while !connection.progress.is_idle() {
+        tokio::time::sleep(LAST_ANSWER).await;
+    }
+    if captured.ends.is_upgraded() {
+        std::future::pending::<()>().await;
+    }
+    true
+}
+
+/// A captured connection ends in the place of an answer.
+#[derive(Debug)]
+struct BrokenOff;
+
+impl std::fmt::Display for BrokenOff {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the upstream broke off")
+    }
+}
+
+impl std::error::Error for BrokenOff {}
+
 /// One request: CONNECT is a tunnel, everything else goes through the stack.
 async fn answer<S>(
     connection: Arc<Connection>,
     mut stack: S,
     request: Request<Incoming>,
     under_way: UnderWay,
-) -> Result<Response<Watched<Body>>, std::convert::Infallible>
+) -> Result<Response<Watched<Body>>, BrokenOff>
 where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible>,
 {
     let closes = request.version() != Version::HTTP_2 && connection.sidecar.readiness.is_draining();
     let mut response = match (request.method() == Method::CONNECT, connection.side) {
-        (false, _) => stack.call(request).await?,
+        (false, _) => match stack.call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        },
+        (true, _) if let Some(captured) = &connection.captured => {
+            // It is for the proxy at the other end, behind requests that were served: a new connection is tunnelled.
+            captured.ends.resets();
+            return Err(BrokenOff);
+        }
         (true, Side::Outbound) => match crate::conform::refuse(&connection, &request) {
             Some(refused) => refused,
             None => match forward::connect(Arc::clone(&connection), request).await {
@@ -353,6 +449,9 @@ where
             crate::conform::answer(Refusal::Method)
         }
     };
+    if connection.captured.as_ref().is_some_and(|captured| captured.is_broken()) {
+        return Err(BrokenOff);
+    }
     if closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }

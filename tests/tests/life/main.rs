@@ -5,5 +5,6 @@ mod admin;
 mod closed;
 mod debug;
 mod end;
+mod probes;
 mod settings;
 mod start;
