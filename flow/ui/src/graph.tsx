@@ -102,19 +102,21 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
             const [x, y] = at(node.id)
             const isService = node.kind === 'service'
             const dim = found && !found.has(node.id)
+            const shown = cut(label(node), isService ? 19 : 21)
+            const about = isService ? `${count(node.metrics.requestCount)} · ${ms(node.metrics.avgLatency)}${node.metrics.errorCount ? ` · ✕ ${percent(node.metrics.errorCount / Math.max(1, node.metrics.requestCount))}` : ''}` : KINDS[node.kind] ?? node.kind
             const body = <>
               {node.kind === 'topic' || node.kind === 'subscription'
                 ? <rect class="box" width={WIDTH} height={HEIGHT} rx={HEIGHT / 2} />
                 : <rect class="box" width={WIDTH} height={HEIGHT} rx="9" />}
               {isService && <Sign of={node} />}
-              <text class="name" x={isService ? 34 : 16} y="23">{cut(label(node), isService ? 19 : 21)}</text>
-              <text class="about" x={isService ? 34 : 16} y="41">{isService ? `${count(node.metrics.requestCount)} · ${ms(node.metrics.avgLatency)}${node.metrics.errorCount ? ` · ✕ ${percent(node.metrics.errorCount / Math.max(1, node.metrics.requestCount))}` : ''}` : KINDS[node.kind] ?? node.kind}</text>
+              <text class="name" x={isService ? 34 : 16} y="23">{shown}</text>
+              <text class="about" x={isService ? 34 : 16} y="41">{about}</text>
             </>
             const name = `${label(node)}, ${isService ? `${node.status}, ${plural(node.metrics.requestCount, 'request')}, average ${ms(node.metrics.avgLatency)}` : KINDS[node.kind]}`
             const classes = `node ${node.kind} ${isService ? node.status : ''}${dim ? ' dim' : ''}${node.id === first ? ' found' : ''}`
             const where = `translate(${x - WIDTH / 2} ${y - HEIGHT / 2})`
             return isService && link
-              ? <g key={node.id} class={classes} transform={where}><a href={to('services', node.service.name, { namespace: node.service.namespace || undefined })} aria-label={name}><title>{name}</title>{body}</a></g>
+              ? <g key={node.id} class={classes} transform={where}><a href={to('services', node.service.name, { namespace: node.service.namespace || undefined })} aria-label={`${shown} ${about}, ${node.status}`}><title>{name}</title>{body}</a></g>
               : <g key={node.id} class={classes} transform={where} role="img" aria-label={name}><title>{name}</title>{body}</g>
           })}
         </svg>

@@ -13,7 +13,10 @@ import { Waterfall, type Handle } from '../waterfall'
 
 export function TracePage({ name, params }: { name: string; params: URLSearchParams }) {
   const asked = useAsk<Trace>('traces/' + encodeURIComponent(name.replace(/^flow-/, '')))
-  return <Answer of={asked} what="trace">{trace => <View trace={trace} params={params} again={asked.again} />}</Answer>
+  return <>
+    {!asked.value && <div class="page-head"><h1 tabIndex={-1}><a class="back" href={to('traces')}>Traces</a> Trace</h1></div>}
+    <Answer of={asked} what="trace">{trace => <View trace={trace} params={params} again={asked.again} />}</Answer>
+  </>
 }
 
 export function View({ trace, params, again }: { trace: Trace; params: URLSearchParams; again?: () => void }) {

@@ -39,7 +39,7 @@ export function TracesPage({ params }: { params: URLSearchParams }) {
         : <Start />
       : <>
         <Traces traces={traces} />
-        <nav class="pages" aria-label="Pages">
+        <nav class="pages" aria-label="Pages of the list">
           <button type="button" disabled={page === 1} onClick={() => put({ page: page > 2 ? String(page - 1) : undefined }, false)}>Newer</button>
           <span>{count((page - 1) * SIZE + 1)}–{count((page - 1) * SIZE + traces.length)} of {totalIsBound && 'at least '}{plural(total, 'trace')}</span>
           <button type="button" disabled={page * SIZE >= total && !(totalIsBound && traces.length === SIZE)} onClick={() => put({ page: String(page + 1) }, false)}>Older</button>
