@@ -116,7 +116,7 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
             const classes = `node ${node.kind} ${isService ? node.status : ''}${dim ? ' dim' : ''}${node.id === first ? ' found' : ''}`
             const where = `translate(${x - WIDTH / 2} ${y - HEIGHT / 2})`
             return isService && link
-              ? <g key={node.id} class={classes} transform={where}><a href={to('services', node.service.name, { namespace: node.service.namespace || undefined })} aria-label={`${shown} ${about}, ${node.status}`}><title>{name}</title>{body}</a></g>
+              ? <g key={node.id} class={classes} transform={where}><title>{name}</title><a href={to('services', node.service.name, { namespace: node.service.namespace || undefined })}>{body}</a></g>
               : <g key={node.id} class={classes} transform={where} role="img" aria-label={name}><title>{name}</title>{body}</g>
           })}
         </svg>
@@ -127,9 +127,10 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
 }
 
 function Sign({ of }: { of: Node }) {
-  if (of.status === 'down') return <path class="sign" d="M12 14l11 11M23 14l-11 11" />
-  if (of.status === 'degraded') return <path class="sign" d="M17.5 12l7 13h-14z" />
-  return <circle class="sign" cx="17.5" cy="19.5" r="6" />
+  const said = { role: 'img', 'aria-label': of.status } as const
+  if (of.status === 'down') return <path {...said} class="sign" d="M12 14l11 11M23 14l-11 11" />
+  if (of.status === 'degraded') return <path {...said} class="sign" d="M17.5 12l7 13h-14z" />
+  return <circle {...said} class="sign" cx="17.5" cy="19.5" r="6" />
 }
 
 function Legend() {

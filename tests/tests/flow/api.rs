@@ -258,7 +258,8 @@ async fn an_answer_that_is_known_is_not_sent_again_and_no_other_site_may_read_on
     let page = Ask::get(server.url("/")).send().await;
     assert!(page.text().contains("<script src=\"/app.js\" defer>"), "{}", page.text());
     assert!(page.header("content-security-policy").unwrap().starts_with("default-src 'self'; "));
-    for path in ["/app.js", "/app.css", "/icon.svg", "/operations/login", "/traces/1", "/services", "/doctor"] {
+    for path in ["/app.js", "/app.css", "/icon.svg", "/operations/login", "/traces/1", "/services", "/doctor"]
+    {
         let file = Ask::get(server.url(path)).header("accept-encoding", "gzip").send().await;
         assert_eq!((file.status, file.header("content-encoding")), (200, Some("gzip")), "{path}");
         let tag = file.header("etag").expect("a tag").to_owned();
