@@ -9,7 +9,7 @@ import { to } from './route'
 
 const [WIDTH, HEIGHT, MARGIN] = [192, 54, 34]
 /** Larger drawings begin as a whole. */
-const [WIDE, HIGH] = [1700, 1000]
+const [WIDE, HIGH] = [1180, 1000]
 
 const KINDS: Record<string, string> = { service: '', user: 'callers', external: 'outside', topic: 'topic', subscription: 'subscription', database: 'database', other: 'others' }
 const PROVENANCE: Record<string, string> = { proven: 'both ends reported', inferred: 'only the caller reported', async: 'messages', link: 'linked' }

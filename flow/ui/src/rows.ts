@@ -10,8 +10,6 @@ export type Row = SpanRow | FoldRow
 
 /** Siblings of one name from which on they are shown as one row. */
 export const FOLD_FROM = 8
-/** Pieces of the critical path that one bar shows. */
-const PIECES_MAX = 64
 
 export function isError(span: Span): boolean {
   return span.status === 'ERROR' || Number(span.attributes['http.response.status_code'] ?? 0) >= 500
@@ -61,10 +59,9 @@ export function tree(trace: Trace): Tree {
     const item = items[byId.get(piece.spanId) ?? -1]
     if (!item) continue
     const start = piece.startTime - trace.startTime
-    const last = item.critical[item.critical.length - 1]
-    if (last && item.critical.length >= PIECES_MAX) last[1] = start + piece.duration
-    else item.critical.push([start, start + piece.duration])
+    item.critical.push([start, start + piece.duration])
   }
+  for (const item of items) item.critical.sort(([one], [other]) => one - other)
   if (!items.length) begin = end = 0
   return { items, roots, byId, begin, end: Math.max(end, begin + 1), errors, hues }
 }
@@ -112,6 +109,19 @@ export function rows(tree: Tree, closed: ReadonlySet<number>, unfolded: Readonly
         stack.push({ row: { kind: 'span', at, depth: row.depth + 1, open: !closed.has(at), position: place + 1, siblings: row.members.length }, children: tree.items[at]!.children })
       }
     }
+  }
+  return out
+}
+
+/** Pieces of the critical path as shares of the width: those that would touch on the screen are one. */
+export function pieces(of: [number, number][], share: (nanos: number) => number): [number, number][] {
+  const out: [number, number][] = []
+  for (const [start, end] of of) {
+    const [a, b] = [Math.max(0, share(start)), Math.min(100, share(end))]
+    if (b <= a) continue
+    const last = out[out.length - 1]
+    if (last && a - last[1] < 0.15) last[1] = Math.max(last[1], b)
+    else out.push([a, b])
   }
   return out
 }

@@ -4,7 +4,7 @@ import { useEffect, useLayoutEffect, useMemo, useRef, useState } from 'preact/ho
 import type { Trace } from './api'
 import { ns, plural } from './format'
 import { useKeys } from './keys'
-import { reveal, rows, type FoldRow, type Row, type Tree } from './rows'
+import { pieces, reveal, rows, type FoldRow, type Row, type Tree } from './rows'
 
 export interface Handle { show: (at: number) => void }
 
@@ -189,10 +189,7 @@ export function Waterfall({ tree, trace, chosen, choose, handle }: Props) {
             <div class="who" role="gridcell" style={indent}>{twist}{deep}<i class={`dot hue${color}`} aria-hidden="true" />{item.error && <b class="cross" title="failed"><span aria-hidden="true">✕</span><span class="visually-hidden">failed </span></b>}<span class="service">{span.service.name}</span> <span class="span-name">{span.name}</span>{!row.open && item.errorsBelow > 0 && <b class="cross">✕ {item.errorsBelow}</b>}</div>
             <div class="time" role="gridcell"><div class="lane" aria-hidden="true">
               {right >= 0 && left <= 100 && <i class={`bar hue${color} ${span.kind}`} style={{ left: `${Math.max(-1, left)}%`, width: `${Math.min(101, right) - Math.max(-1, left)}%` }} />}
-              {critical && item.critical.map(([start, end], piece) => {
-                const [a, b] = [Math.max(0, share(start)), Math.min(100, share(end))]
-                return b > a ? <i key={piece} class="critical" style={{ left: `${a}%`, width: `${b - a}%` }} /> : null
-              })}
+              {critical && pieces(item.critical, share).map(([a, b], piece) => <i key={piece} class="critical" style={{ left: `${a}%`, width: `${b - a}%` }} />)}
             </div><span class="took">{ns(span.duration)}</span></div>
           </div>
         })}
