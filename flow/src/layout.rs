@@ -351,7 +351,6 @@ mod tests {
         apart(&runs[0].1);
         assert!(runs.iter().all(|run| run.1 == runs[0].1));
         let best = runs.iter().map(|run| run.0).min().unwrap();
-        println!("1,000 nodes, {} edges: {best:?}", edges.len());
         // 100 ms as it is shipped; without optimisation ten times that.
         let limit = if cfg!(debug_assertions) { 1000 } else { 100 };
         assert!(best.as_millis() <= limit, "{best:?}");

@@ -132,7 +132,6 @@ mod tests {
     #[test]
     fn the_first_load_is_90_kb_at_the_most() {
         let bytes: usize = FILES.iter().map(|file| file.zipped.len()).sum();
-        println!("first load: {bytes} bytes compressed");
         assert!((1000..=90_000).contains(&bytes), "{bytes}");
     }
 
