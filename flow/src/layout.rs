@@ -10,6 +10,8 @@ const NODE_HEIGHT: f64 = 84.0;
 const PASSING_HEIGHT: f64 = 30.0;
 /// Places where edges pass layers; edges beyond that are drawn straight.
 const PASSINGS_MAX: usize = 20_000;
+/// Nodes of one layer; more stand in several columns, or the drawing would be a line.
+const LAYER_NODES_MAX: usize = 40;
 /// How often layers are ordered by their neighbours.
 const SWEEPS: usize = 8;
 /// How often nodes are moved towards their neighbours.
@@ -63,6 +65,9 @@ pub fn lay_out(nodes: usize, edges: &[(usize, usize)]) -> Layout {
         }
     }
     order(&mut vertices, &mut layers);
+    if let Some(nodes) = in_columns(&vertices, &layers, nodes) {
+        return Layout { nodes, edges: vec![Vec::new(); edges.len()] };
+    }
     position(&mut vertices, &layers);
     let top = vertices.iter().map(|vertex| vertex.y).fold(f64::INFINITY, f64::min);
     let place_of =
@@ -225,6 +230,33 @@ fn order(vertices: &mut [Vertex], layers: &mut [Vec<usize>]) {
     }
 }
 
+/// Places of nodes where a layer has too many: each layer takes as many columns as it needs, in the order of its nodes,
+/// and edges are straight. `None` where no layer does.
+fn in_columns(vertices: &[Vertex], layers: &[Vec<usize>], nodes: usize) -> Option<Vec<Place>> {
+    let own =
+        |layer: &[usize]| -> Vec<usize> { layer.iter().copied().filter(|place| *place < nodes).collect() };
+    let layers: Vec<Vec<usize>> = layers.iter().map(|layer| own(layer)).collect();
+    if layers.iter().all(|layer| layer.len() <= LAYER_NODES_MAX) {
+        return None;
+    }
+    // As wide as high, more or less.
+    let rows = ((vertices.len().min(nodes) as f64 * LAYER_WIDTH / NODE_HEIGHT).sqrt() as usize)
+        .max(LAYER_NODES_MAX / 2);
+    let mut places = vec![Place::default(); nodes];
+    let mut column = 0;
+    for chunk in layers.iter().flat_map(|layer| layer.chunks(rows)) {
+        let above = (rows - chunk.len()) as f64 / 2.0;
+        for (row, node) in chunk.iter().enumerate() {
+            if let Some(place) = places.get_mut(*node) {
+                let y = ((above + row as f64) * NODE_HEIGHT).round();
+                *place = Place { x: f64::from(column) * LAYER_WIDTH, y };
+            }
+        }
+        column += 1;
+    }
+    Some(places)
+}
+
 /// Moves vertices of a layer towards their neighbours, as far as those above and below leave room.
 fn position(vertices: &mut [Vertex], layers: &[Vec<usize>]) {
     let height = |vertex: &Vertex| if vertex.passing { PASSING_HEIGHT } else { NODE_HEIGHT };
@@ -326,6 +358,17 @@ mod tests {
         assert_eq!(layout.edges[3..], [vec![], vec![]]);
         let long = lay_out(4, &[(0, 1), (1, 2), (2, 3), (3, 0)]);
         assert!(long.edges[3][0].x > long.edges[3][1].x, "from its first end on: {:?}", long.edges[3]);
+    }
+
+    #[test]
+    fn a_layer_of_hundreds_stands_in_columns() {
+        let edges: Vec<_> = (1..=400).map(|node| (0, node)).collect();
+        let layout = lay_out(401, &edges);
+        let across = |of: fn(&Place) -> f64| layout.nodes.iter().map(of).fold(0.0, f64::max);
+        let (wide, high) = (across(|place| place.x), across(|place| place.y));
+        assert!(wide < 4.0 * high && high < 4.0 * wide, "{wide} {high}");
+        assert!(layout.nodes[1..].iter().all(|place| place.x > layout.nodes[0].x));
+        apart(&layout);
     }
 
     #[test]

@@ -90,11 +90,14 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
             const points = route(edge, at(edge.from), at(edge.to))
             const [a, b] = [points[Math.floor((points.length - 1) / 2)]!, points[Math.floor((points.length - 1) / 2) + 1]!]
             const bad = edge.errorRate >= 0.05
-            const said = [edge.topic && !places.get(edge.from)?.kind.startsWith('topic') && !places.get(edge.to)?.kind.startsWith('topic') ? edge.topic : '', lag(edge) || (edge.kind === 'request' && edge.avgLatency ? ms(edge.avgLatency) : '')].filter(Boolean).join(' · ')
+            const said = lag(edge) || (edge.kind === 'request' && edge.avgLatency ? ms(edge.avgLatency) : '')
+            // Where the topic is no node of its own, its name stands below the line.
+            const topic = edge.topic && places.get(edge.from)?.kind !== 'topic' && places.get(edge.to)?.kind !== 'topic' ? cut(edge.topic, 14) : ''
             const line = path(points)
             return <g key={place} class={`edge ${edge.provenance}${bad ? ' bad' : ''}${near(edge) ? '' : ' dim'}`}>
               <path class="stroke" d={line} marker-end={`url(#arrow-${bad ? 'bad' : 'line'})`} />
               {edge.provenance === 'async' && <path class="core" d={line} />}
+              {topic && graph.edges.length <= 150 && <text x={(a[0] + b[0]) / 2} y={(a[1] + b[1]) / 2 + 17}>{topic}</text>}
               {said && graph.edges.length <= 150 && <text x={(a[0] + b[0]) / 2} y={(a[1] + b[1]) / 2 - 6}>{said}</text>}
             </g>
           })}
@@ -103,7 +106,7 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
             const isService = node.kind === 'service'
             const dim = found && !found.has(node.id)
             const shown = cut(label(node), isService ? 19 : 21)
-            const about = isService ? `${count(node.metrics.requestCount)} · ${ms(node.metrics.avgLatency)}${node.metrics.errorCount ? ` · ✕ ${percent(node.metrics.errorCount / Math.max(1, node.metrics.requestCount))}` : ''}` : KINDS[node.kind] ?? node.kind
+            const about = isService && !node.metrics.requestCount ? 'not called' : isService ? `${count(node.metrics.requestCount)} · ${ms(node.metrics.avgLatency)}${node.metrics.errorCount ? ` · ✕ ${percent(node.metrics.errorCount / Math.max(1, node.metrics.requestCount))}` : ''}` : KINDS[node.kind] ?? node.kind
             const body = <>
               {node.kind === 'topic' || node.kind === 'subscription'
                 ? <rect class="box" width={WIDTH} height={HEIGHT} rx={HEIGHT / 2} />
