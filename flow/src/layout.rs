@@ -243,16 +243,14 @@ fn in_columns(vertices: &[Vertex], layers: &[Vec<usize>], nodes: usize) -> Optio
     let rows = ((vertices.len().min(nodes) as f64 * LAYER_WIDTH / NODE_HEIGHT).sqrt() as usize)
         .max(LAYER_NODES_MAX / 2);
     let mut places = vec![Place::default(); nodes];
-    let mut column = 0;
-    for chunk in layers.iter().flat_map(|layer| layer.chunks(rows)) {
+    for (column, chunk) in layers.iter().flat_map(|layer| layer.chunks(rows)).enumerate() {
         let above = (rows - chunk.len()) as f64 / 2.0;
         for (row, node) in chunk.iter().enumerate() {
             if let Some(place) = places.get_mut(*node) {
                 let y = ((above + row as f64) * NODE_HEIGHT).round();
-                *place = Place { x: f64::from(column) * LAYER_WIDTH, y };
+                *place = Place { x: column as f64 * LAYER_WIDTH, y };
             }
         }
-        column += 1;
     }
     Some(places)
 }
