@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # The scripts look for what was built beside the source, whatever the user's own setting.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help demo demo-sidecar demo-envoy test quick wasm browser parity bench bench-core bench-flow budgets fmt reference clean
+.PHONY: help demo demo-sidecar demo-envoy test quick wasm browser dashboard parity bench bench-core bench-flow budgets fmt reference clean
 
 help: ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -41,6 +41,9 @@ quick: ## lints and unit tests only, for the minutes between two edits
 wasm: ## the filter for Envoy: target/wasm/throughline.wasm
 	@scripts/setup wasm
 	@scripts/wasm
+
+dashboard: ## the dashboard: flow/ui/dist, which is committed
+	@cd flow/ui && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm run --silent types && npm run --silent build
 
 browser: ## the library for pages: browser/dist, which is committed
 	@cd browser && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm run --silent build

@@ -16,11 +16,13 @@ mod sidecars;
 mod trace;
 mod waterfall;
 
+use std::collections::VecDeque;
 use std::io;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -268,7 +270,7 @@ async fn story(
     tokio::select! {
         reason = sidecars.first_end() => Err(End::Failed(reason)),
         reason = flows.first_end() => Err(End::Failed(reason)),
-        outcome = scenes(options.stay, shop, &receiver, screen, &mut broker, brokers) => outcome,
+        outcome = scenes(options.stay, shop, flow.api, &receiver, screen, &mut broker, brokers) => outcome,
     }
 }
 
@@ -276,12 +278,13 @@ async fn story(
 async fn scenes(
     stay: Stay,
     shop: Shop,
+    dashboard: SocketAddr,
     receiver: &Receiver,
     screen: &Screen,
     broker: &mut Broker,
     brokers: &mut Processes,
 ) -> Result<(), End> {
-    let stage = Stage { shop, receiver, screen };
+    let stage = Stage { shop, dashboard, receiver, screen };
     let ready = async { broker.ready(shop.deliveries, brokers).await.map_err(End::from) };
     let (mut lacks, news) = tokio::try_join!(stage.send_all(&AT_ONCE), ready)?;
     if let Some(news) = news {
@@ -378,6 +381,8 @@ async fn serve_when_ready(
 /// What a scene plays on.
 struct Stage<'a> {
     shop: Shop,
+    /// Where the dashboard is.
+    dashboard: SocketAddr,
     receiver: &'a Receiver,
     screen: &'a Screen,
 }
@@ -386,7 +391,7 @@ impl Stage<'_> {
     /// Sends the demo's own requests and draws their traces. Returns what was not as it must be.
     async fn send_all(&self, tales: &[Tale]) -> Result<Vec<String>, End> {
         let mut lacks = Vec::new();
-        let Stage { shop, receiver, screen } = *self;
+        let Stage { shop, receiver, screen, .. } = *self;
         for tale in tales {
             screen.say(&format!("\n$ {}\n", tale.as_curl(shop.entrance)))?;
             let (status, trace) = tale.send(shop.entrance).await?;
@@ -409,17 +414,30 @@ impl Stage<'_> {
 
     /// Draws every further trace when it is finished, until something ends the demo.
     async fn stay_up(&self) -> Result<(), End> {
-        let Stage { shop, receiver, screen } = *self;
+        let Stage { shop, dashboard, receiver, screen } = *self;
         let tries: Vec<String> =
             WITH_QUEUE.iter().map(|tale| format!("  {}\n", tale.as_curl(shop.entrance))).collect();
         screen.say(&format!(
             "\nThe shop stays up, and every further trace is drawn here. Try\n\n{}\n\
-             or the page with buttons: http://{}/\n\nCtrl-C ends it.\n",
+             or the page with buttons: http://{}/\n\
+             and see where each click went: http://{dashboard}/ (a little traffic runs by itself)\n\nCtrl-C ends it.\n",
             tries.concat(),
             shop.entrance
         ))?;
+        let traffic = Traffic::default();
+        tokio::select! {
+            () = traffic.run(shop.entrance) => Ok(()),
+            outcome = self.draw(receiver, screen, &traffic) => outcome,
+        }
+    }
+
+    /// Draws what users did. What the traffic did is for the dashboard.
+    async fn draw(&self, receiver: &Receiver, screen: &Screen, traffic: &Traffic) -> Result<(), End> {
         loop {
             for spans in receiver.next_finished(App::Web.name()).await {
+                if traffic.sent(&spans) {
+                    continue;
+                }
                 screen.say(&format!("\n{}", waterfall::draw(&spans, &screen.look())))?;
             }
             let dropped = receiver.take_dropped();
@@ -427,6 +445,60 @@ impl Stage<'_> {
                 screen.say(&format!("\n{dropped} spans were dropped: more came than the demo keeps\n"))?;
             }
         }
+    }
+}
+
+/// Requests that the demo sends by itself while it stays up, so that the dashboard is not empty.
+#[derive(Default)]
+struct Traffic {
+    /// Traces of the latest of them.
+    traces: Mutex<VecDeque<TraceId>>,
+}
+
+/// What the traffic asks for, in turn.
+const TRAFFIC: [(&str, &str, &str); 6] = [
+    ("GET", "/products", "browse"),
+    ("POST", "/login", "login"),
+    ("POST", "/checkout", "checkout"),
+    ("GET", "/recommendations", "recommend"),
+    ("GET", "/search?q=kettle", "search"),
+    ("POST", "/checkout?payment=fail", "checkout"),
+];
+/// Requests of the traffic that come one after the other at first.
+const TRAFFIC_AT_ONCE: usize = 36;
+/// Between two of its requests after those.
+const TRAFFIC_EVERY: Duration = Duration::from_secs(3);
+/// Its traces that are remembered: more than come while one is finished.
+const TRAFFIC_TRACES_MAX: usize = 256;
+
+impl Traffic {
+    /// Sends until it is dropped. A request that fails is as good as another: the dashboard shows it.
+    async fn run(&self, shop: SocketAddr) {
+        for turn in 0_usize.. {
+            if turn >= TRAFFIC_AT_ONCE {
+                tokio::time::sleep(TRAFFIC_EVERY).await;
+            }
+            // Most things go well.
+            let place = if turn % 18 == 5 { 5 } else { turn % 5 };
+            let Some((method, target, operation)) = TRAFFIC.get(place) else { continue };
+            let (expected, status) = (Expected { operation, spans: &[] }, 200);
+            let tale = Tale { method, target, status, expected };
+            if let Ok((_, trace)) = tale.send(shop).await {
+                let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+                if traces.len() >= TRAFFIC_TRACES_MAX {
+                    traces.pop_front();
+                }
+                traces.push_back(trace);
+            }
+        }
+    }
+
+    /// Whether a trace came of the traffic. One that begins inside of the shop lost its context, and is for the
+    /// Doctor.
+    fn sent(&self, spans: &[trace::Span]) -> bool {
+        let outside = |span: &trace::Span| span.service == App::Web.name() || span.kind == Kind::Other;
+        let traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+        spans.first().is_some_and(|span| traces.contains(&span.trace)) || !spans.iter().any(outside)
     }
 }
 

@@ -179,6 +179,11 @@ fn command(binary: &Path, plan: &Plan<'_>) -> Command {
     }
     if plan.tells_trace_id {
         command.env("THROUGHLINE_RESPONSE_HEADERS", "x-trace-id");
+        // The shop's page is a browser's: its traces begin with the click.
+        command
+            .env("THROUGHLINE_TRUST", "edge")
+            .env("THROUGHLINE_BROWSER", "on")
+            .env("THROUGHLINE_BROWSER_SERVICE", "shop-ui");
     }
     command
 }

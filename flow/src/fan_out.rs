@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, TE, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http::header::{CONTENT_TYPE, HOST, TE, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+use http_body_util::Full;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use throughline_core::otlp::answer::{self, Answer};
+use throughline_core::otlp::answer::Answer;
 use throughline_core::settings::{Authority, Flow as Settings, Protocol};
+use throughline_rim::collector::{grpc_answer, http_answer, told};
+use throughline_rim::tls::{Authorities, Tls};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
@@ -22,7 +23,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::log;
 use crate::server::Signal;
-use crate::tls::{Authorities, Tls};
 
 /// For one attempt.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -31,8 +31,6 @@ const TRIED_FOR: Duration = Duration::from_secs(300);
 /// The first pause between two attempts, and the longest.
 const PAUSE: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Bytes of an answer that are read.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// A queue to the other endpoint.
 pub struct FanOut {
@@ -256,7 +254,7 @@ impl Client {
         let tls = if secure {
             let file = &settings.fan_out_certificate;
             let authorities = Authorities { setting: "THROUGHLINE_FLOW_FAN_OUT_CERTIFICATE", file };
-            Some(Tls::new(&endpoint.host, authorities, grpc)?)
+            Some(Tls::new(&endpoint.host, authorities, None, grpc)?)
         } else {
             None
         };
@@ -392,57 +390,4 @@ impl Client {
             }
         }
     }
-}
-
-/// An error with its causes.
-fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
-/// What an answer by HTTP means, and whether it was read to its end.
-async fn http_answer(response: Response<Incoming>) -> (Answer, bool) {
-    let (head, body) = response.into_parts();
-    let (text, whole, _) = read(body).await;
-    let retry_after = head.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
-    (answer::by_http(head.status.as_u16(), retry_after, &text), whole)
-}
-
-async fn grpc_answer(response: Response<Incoming>) -> Answer {
-    let (head, body) = response.into_parts();
-    if head.status != StatusCode::OK {
-        let retry_after = head.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
-        return answer::no_grpc(head.status.as_u16(), retry_after);
-    }
-    let (bytes, _, trailers) = read(body).await;
-    let fields = trailers.as_ref().unwrap_or(&head.headers);
-    let value = |name: &str| fields.get(name).map(HeaderValue::as_bytes);
-    answer::by_grpc(
-        value("grpc-status"),
-        value("grpc-message"),
-        value("grpc-status-details-bin"),
-        bytes.get(5..).unwrap_or_default(),
-    )
-}
-
-/// The first bytes of an answer, whether these are all, and its trailers.
-async fn read(mut body: Incoming) -> (Vec<u8>, bool, Option<HeaderMap>) {
-    let mut bytes = Vec::new();
-    let mut trailers = None;
-    while let Some(Ok(frame)) = body.frame().await {
-        match frame.into_data() {
-            Ok(data) => bytes.extend_from_slice(&data),
-            Err(frame) => trailers = frame.into_trailers().ok(),
-        }
-        if bytes.len() > ANSWER_BYTES_MAX {
-            return (bytes, false, trailers);
-        }
-    }
-    (bytes, true, trailers)
 }

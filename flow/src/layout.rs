@@ -1,212 +1,158 @@
-//! Where the nodes of a graph stand: in layers from callers to called, few crossings, the same picture for the same
-//! graph, and close to the picture before when it changes. Pure; never recursive, whatever the graph.
+//! Where the nodes of a graph stand when it is drawn: layers from left to right, few crossings, edges led around
+//! nodes. The same graph gives the same picture, wherever it is drawn. Must never take longer than its bounds allow,
+//! and never fail: what is beyond a bound is drawn more plainly.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+/// From one layer to the next, in pixels of the drawing.
+pub const LAYER_WIDTH: f64 = 280.0;
+/// From one node to the next in a layer.
+const NODE_HEIGHT: f64 = 84.0;
+/// What an edge takes that passes a layer.
+const PASSING_HEIGHT: f64 = 30.0;
+/// Places where edges pass layers; edges beyond that are drawn straight.
+const PASSINGS_MAX: usize = 20_000;
+/// Nodes of one layer; more stand in several columns, or the drawing would be a line.
+const LAYER_NODES_MAX: usize = 40;
+/// How often layers are ordered by their neighbours.
+const SWEEPS: usize = 8;
+/// How often nodes are moved towards their neighbours.
+const MOVES: usize = 6;
 
-/// Between layers.
-const LAYER_WIDTH: f64 = 220.0;
-/// Between nodes of a layer.
-const ROW_HEIGHT: f64 = 72.0;
-/// Sweeps that order layers; more changed nothing on graphs of services.
-const SWEEPS: usize = 12;
-
-/// Where a node stands.
+/// A place in the drawing: of a node, its middle.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
-pub struct Point {
-    /// From callers to called.
+pub struct Place {
+    /// To the right.
     pub x: f64,
-    /// Within a layer.
+    /// Downwards.
     pub y: f64,
 }
 
-/// Places nodes. `edges` are pairs of numbers of `nodes`; others are left out. Where `before` knows a node, its place
-/// within its layer starts from there.
+/// Where everything stands, in the order in which it was given.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Layout {
+    /// Of each node.
+    pub nodes: Vec<Place>,
+    /// Of each edge the places between its ends, from its first end to its second.
+    pub edges: Vec<Vec<Place>>,
+}
+
+/// A node, or the place where an edge passes a layer.
+#[derive(Default)]
+struct Vertex {
+    layer: usize,
+    before: Vec<usize>,
+    after: Vec<usize>,
+    /// Its place in its layer.
+    order: f64,
+    y: f64,
+    passing: bool,
+}
+
+/// Lays out `nodes` nodes. Edges name nodes by their places; those that name none have no places of their own.
 #[must_use]
-pub fn layout(nodes: &[&str], edges: &[(usize, usize)], before: &HashMap<String, Point>) -> Vec<Point> {
-    let count = nodes.len();
-    let mut by_name: Vec<usize> = (0..count).collect();
-    by_name.sort_by_key(|node| nodes.get(*node));
-    let mut rank = vec![0; count];
-    for (place, node) in by_name.iter().enumerate() {
-        if let Some(rank) = rank.get_mut(*node) {
-            *rank = place;
+pub fn lay_out(nodes: usize, edges: &[(usize, usize)]) -> Layout {
+    let forward = forward(nodes, edges);
+    let mut vertices: Vec<Vertex> = Vec::new();
+    vertices.resize_with(nodes, Vertex::default);
+    for (vertex, layer) in vertices.iter_mut().zip(layers(nodes, &forward)) {
+        vertex.layer = layer;
+    }
+    let passings: Vec<Vec<usize>> = forward.iter().map(|edge| lead(&mut vertices, *edge)).collect();
+    let count = vertices.iter().map(|vertex| vertex.layer + 1).max().unwrap_or(0);
+    let mut layers: Vec<Vec<usize>> = vec![Vec::new(); count];
+    for (place, vertex) in vertices.iter().enumerate() {
+        if let Some(layer) = layers.get_mut(vertex.layer) {
+            layer.push(place);
         }
     }
-    let mut seen = HashSet::new();
-    let mut edges: Vec<(usize, usize)> = edges
-        .iter()
-        .copied()
-        .filter(|(from, to)| from != to && *from < count && *to < count && seen.insert((*from, *to)))
-        .collect();
-    let of = |node: usize| rank.get(node).copied().unwrap_or(0);
-    edges.sort_unstable_by_key(|(from, to)| (of(*from), of(*to)));
-    let edges = without_cycles(count, &by_name, &edges);
-    let layers = layers(count, &edges);
-    let deepest = layers.iter().copied().max().map_or(0, |deepest| deepest + 1);
-
-    let (mut up, mut down) = (vec![Vec::new(); count], vec![Vec::new(); count]);
-    for (from, to) in &edges {
-        if let Some(list) = down.get_mut(*from) {
-            list.push(*to);
-        }
-        if let Some(list) = up.get_mut(*to) {
-            list.push(*from);
-        }
+    order(&mut vertices, &mut layers);
+    if let Some(nodes) = in_columns(&vertices, &layers, nodes) {
+        return Layout { nodes, edges: vec![Vec::new(); edges.len()] };
     }
-    let mut rows: Vec<Vec<usize>> = vec![Vec::new(); deepest];
-    for node in &by_name {
-        if let Some(row) = layers.get(*node).and_then(|layer| rows.get_mut(*layer)) {
-            row.push(*node);
-        }
-    }
-    // The height of each node: as it was, else in the order of names; then by the middle of its neighbours.
-    let mut heights = vec![0.0; count];
-    for row in &mut rows {
-        spread(row, &mut heights);
-        for node in row.iter() {
-            let known = nodes.get(*node).and_then(|name| before.get(*name));
-            if let (Some(height), Some(known)) = (heights.get_mut(*node), known) {
-                *height = known.y;
-            }
-        }
-        order(row, &heights, &rank);
-        spread(row, &mut heights);
-    }
-    // What was there before stays in its order: then newcomers alone look for their place.
-    let is_known = |node: usize| nodes.get(node).is_some_and(|name| before.contains_key(*name));
-    let all_are_known = (0..count).all(is_known);
-    for sweep in 0..SWEEPS {
-        if all_are_known {
-            break;
-        }
-        let downwards = sweep % 2 == 0;
-        let neighbours = if downwards { &up } else { &down };
-        let indices: Vec<usize> =
-            if downwards { (0..deepest).collect() } else { (0..deepest).rev().collect() };
-        for layer in indices {
-            let Some(row) = rows.get_mut(layer) else { continue };
-            let wanted: Vec<(usize, f64)> = row
-                .iter()
-                .map(|node| {
-                    let own = heights.get(*node).copied().unwrap_or(0.0);
-                    let near = neighbours.get(*node).map_or(&[][..], |near| near);
-                    let keeps = near.is_empty() || (is_known(*node) && !before.is_empty());
-                    let sum: f64 = near.iter().map(|near| heights.get(*near).copied().unwrap_or(0.0)).sum();
-                    (*node, if keeps { own } else { sum / near.len() as f64 })
-                })
-                .collect();
-            for (node, height) in wanted {
-                if let Some(place) = heights.get_mut(node) {
-                    *place = height;
-                }
-            }
-            order(row, &heights, &rank);
-            spread(row, &mut heights);
-        }
-    }
-    let place = |node: usize| Point {
-        x: layers.get(node).copied().unwrap_or(0) as f64 * LAYER_WIDTH,
-        y: heights.get(node).copied().unwrap_or(0.0),
+    position(&mut vertices, &layers);
+    let top = vertices.iter().map(|vertex| vertex.y).fold(f64::INFINITY, f64::min);
+    let place_of =
+        |vertex: &Vertex| Place { x: vertex.layer as f64 * LAYER_WIDTH, y: (vertex.y - top).round() };
+    let turned = |place: usize| {
+        let (given, led) = (edges.get(place), forward.get(place).copied().flatten());
+        matches!((given, led), (Some(given), Some(led)) if *given != led)
     };
-    (0..count).map(place).collect()
-}
-
-fn order(row: &mut [usize], heights: &[f64], rank: &[usize]) {
-    let height = |node: usize| heights.get(node).copied().unwrap_or(0.0);
-    row.sort_by(|one, other| {
-        height(*one).total_cmp(&height(*other)).then_with(|| rank.get(*one).cmp(&rank.get(*other)))
+    let edges = passings.iter().enumerate().map(|(place, passed)| {
+        let places = passed.iter().filter_map(|passed| vertices.get(*passed)).map(place_of);
+        if turned(place) { places.rev().collect() } else { places.collect() }
     });
+    Layout { edges: edges.collect(), nodes: vertices.iter().take(nodes).map(place_of).collect() }
 }
 
-/// Puts a row's nodes at even distances around the middle, in their order.
-fn spread(row: &[usize], heights: &mut [f64]) {
-    let middle = row.len().saturating_sub(1) as f64 / 2.0;
-    for (place, node) in row.iter().enumerate() {
-        if let Some(height) = heights.get_mut(*node) {
-            *height = (place as f64 - middle) * ROW_HEIGHT;
+/// The edges with those turned round that would close a cycle. `None` for those that lead nowhere.
+fn forward(nodes: usize, edges: &[(usize, usize)]) -> Vec<Option<(usize, usize)>> {
+    let mut out: Vec<Vec<(usize, usize)>> = vec![Vec::new(); nodes];
+    let mut called = vec![false; nodes];
+    let mut led: Vec<Option<(usize, usize)>> = Vec::with_capacity(edges.len());
+    for (edge, (from, to)) in edges.iter().enumerate() {
+        let known = from != to && *from < nodes && *to < nodes;
+        led.push(known.then_some((*from, *to)));
+        if known {
+            out.get_mut(*from).into_iter().for_each(|out| out.push((edge, *to)));
+            called.get_mut(*to).into_iter().for_each(|called| *called = true);
         }
     }
-}
-
-/// Turns the edges that close a cycle around. Begins at nodes that nobody calls, then in the order of names.
-fn without_cycles(count: usize, by_name: &[usize], edges: &[(usize, usize)]) -> Vec<(usize, usize)> {
-    let mut out = vec![Vec::new(); count];
-    let mut called = vec![false; count];
-    for (from, to) in edges {
-        if let Some(list) = out.get_mut(*from) {
-            list.push(*to);
-        }
-        if let Some(called) = called.get_mut(*to) {
-            *called = true;
-        }
+    #[derive(Clone, Copy, PartialEq)]
+    enum Seen {
+        No,
+        OnTheWay,
+        Done,
     }
-    let is_called = |node: &usize| called.get(*node).copied().unwrap_or(false);
-    let starts =
-        by_name.iter().filter(|node| !is_called(node)).chain(by_name.iter().filter(|node| is_called(node)));
-    // 0 not seen, 1 on the way, 2 done.
-    let mut state = vec![0_u8; count];
-    let mut turned = HashSet::new();
-    for start in starts {
-        if state.get(*start) != Some(&0) {
+    let mut seen = vec![Seen::No; nodes];
+    // Those that nobody calls first: a cycle is cut where a walk from them comes back.
+    let uncalled = (0..nodes).filter(|node| called.get(*node) == Some(&false));
+    for start in uncalled.chain(0..nodes) {
+        if seen.get(start) != Some(&Seen::No) {
             continue;
         }
-        let mut way = vec![(*start, 0)];
-        if let Some(state) = state.get_mut(*start) {
-            *state = 1;
-        }
-        while let Some((node, next)) = way.last_mut() {
-            let to = out.get(*node).and_then(|list| list.get(*next)).copied();
+        let mut walk = vec![(start, 0)];
+        seen.get_mut(start).into_iter().for_each(|seen| *seen = Seen::OnTheWay);
+        while let Some((node, next)) = walk.last_mut() {
+            let Some((edge, to)) = out.get(*node).and_then(|out| out.get(*next)).copied() else {
+                let done = *node;
+                seen.get_mut(done).into_iter().for_each(|seen| *seen = Seen::Done);
+                walk.pop();
+                continue;
+            };
             *next += 1;
-            let node = *node;
-            match to.map(|to| (to, state.get(to).copied().unwrap_or(2))) {
-                Some((to, 0)) => {
-                    if let Some(state) = state.get_mut(to) {
-                        *state = 1;
-                    }
-                    way.push((to, 0));
+            match seen.get(to) {
+                Some(Seen::No) => {
+                    seen.get_mut(to).into_iter().for_each(|seen| *seen = Seen::OnTheWay);
+                    walk.push((to, 0));
                 }
-                Some((to, 1)) => {
-                    turned.insert((node, to));
+                Some(Seen::OnTheWay) => {
+                    let turned = led.get(edge).copied().flatten().map(|(from, to)| (to, from));
+                    led.get_mut(edge).into_iter().for_each(|led| *led = turned);
                 }
-                Some(_) => {}
-                None => {
-                    if let Some(state) = state.get_mut(node) {
-                        *state = 2;
-                    }
-                    way.pop();
-                }
+                Some(Seen::Done) | None => {}
             }
         }
     }
-    edges
-        .iter()
-        .map(|(from, to)| if turned.contains(&(*from, *to)) { (*to, *from) } else { (*from, *to) })
-        .collect()
+    led
 }
 
-/// The longest way to each node.
-fn layers(count: usize, edges: &[(usize, usize)]) -> Vec<usize> {
-    let (mut layers, mut open, mut out) =
-        (vec![0_usize; count], vec![0_usize; count], vec![Vec::new(); count]);
-    for (from, to) in edges {
-        if let Some(open) = open.get_mut(*to) {
-            *open += 1;
-        }
-        if let Some(list) = out.get_mut(*from) {
-            list.push(*to);
-        }
+/// The layer of each node: behind all that call it.
+fn layers(nodes: usize, edges: &[Option<(usize, usize)>]) -> Vec<usize> {
+    let mut out: Vec<Vec<usize>> = vec![Vec::new(); nodes];
+    let mut waits = vec![0_usize; nodes];
+    for (from, to) in edges.iter().flatten() {
+        out.get_mut(*from).into_iter().for_each(|out| out.push(*to));
+        waits.get_mut(*to).into_iter().for_each(|waits| *waits += 1);
     }
-    let mut ready: VecDeque<usize> = (0..count).filter(|node| open.get(*node) == Some(&0)).collect();
-    while let Some(node) = ready.pop_front() {
-        let layer = layers.get(node).copied().unwrap_or(0);
+    let mut layers = vec![0_usize; nodes];
+    let mut ready: Vec<usize> = (0..nodes).filter(|node| waits.get(*node) == Some(&0)).collect();
+    while let Some(node) = ready.pop() {
+        let behind = layers.get(node).copied().unwrap_or(0) + 1;
         for to in out.get(node).into_iter().flatten() {
-            if let Some(below) = layers.get_mut(*to) {
-                *below = layer.saturating_add(1).max(*below);
-            }
-            if let Some(open) = open.get_mut(*to) {
-                *open -= 1;
-                if *open == 0 {
-                    ready.push_back(*to);
+            layers.get_mut(*to).into_iter().for_each(|layer| *layer = behind.max(*layer));
+            if let Some(waits) = waits.get_mut(*to) {
+                *waits = waits.saturating_sub(1);
+                if *waits == 0 {
+                    ready.push(*to);
                 }
             }
         }
@@ -214,83 +160,240 @@ fn layers(count: usize, edges: &[(usize, usize)]) -> Vec<usize> {
     layers
 }
 
+/// Leads an edge through the layers between its ends, and gives the places where it passes them.
+fn lead(vertices: &mut Vec<Vertex>, edge: Option<(usize, usize)>) -> Vec<usize> {
+    let Some((from, to)) = edge else { return Vec::new() };
+    let layer = |vertices: &[Vertex], place: usize| vertices.get(place).map_or(0, |vertex| vertex.layer);
+    let (first, last) = (layer(vertices, from), layer(vertices, to));
+    let mut passed = Vec::new();
+    let mut before = from;
+    let passing = vertices.len() + last.saturating_sub(first) < PASSINGS_MAX;
+    for layer in (first + 1..last).filter(|_| passing) {
+        let place = vertices.len();
+        vertices.push(Vertex { layer, passing: true, ..Vertex::default() });
+        join(vertices, before, place);
+        passed.push(place);
+        before = place;
+    }
+    join(vertices, before, to);
+    passed
+}
+
+fn join(vertices: &mut [Vertex], from: usize, to: usize) {
+    if let Some(vertex) = vertices.get_mut(from) {
+        vertex.after.push(to);
+    }
+    if let Some(vertex) = vertices.get_mut(to) {
+        vertex.before.push(from);
+    }
+}
+
+fn mean(vertices: &[Vertex], of: &[usize], value: fn(&Vertex) -> f64) -> Option<f64> {
+    let sum: f64 = of.iter().filter_map(|place| vertices.get(*place)).map(value).sum();
+    (!of.is_empty()).then(|| sum / of.len() as f64)
+}
+
+/// Orders each layer by where its neighbours are, from both sides in turn.
+fn order(vertices: &mut [Vertex], layers: &mut [Vec<usize>]) {
+    let number = |vertices: &mut [Vertex], layer: &[usize]| {
+        for (order, place) in layer.iter().enumerate() {
+            if let Some(vertex) = vertices.get_mut(*place) {
+                vertex.order = order as f64;
+            }
+        }
+    };
+    for layer in layers.iter() {
+        number(vertices, layer);
+    }
+    let count = layers.len();
+    for sweep in 0..SWEEPS {
+        for step in 0..count {
+            let forwards = sweep % 2 == 0;
+            let Some(layer) = layers.get_mut(if forwards { step } else { count - 1 - step }) else {
+                continue;
+            };
+            let mut keyed: Vec<(f64, usize)> = layer
+                .iter()
+                .map(|place| {
+                    let key = vertices.get(*place).map(|vertex| {
+                        let of = if forwards { &vertex.before } else { &vertex.after };
+                        mean(vertices, of, |vertex| vertex.order).unwrap_or(vertex.order)
+                    });
+                    (key.unwrap_or(0.0), *place)
+                })
+                .collect();
+            // Equal ones stay as they were.
+            keyed.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+            *layer = keyed.into_iter().map(|(_, place)| place).collect();
+            number(vertices, layer);
+        }
+    }
+}
+
+/// Places of nodes where a layer has too many: each layer takes as many columns as it needs, in the order of its nodes,
+/// and edges are straight. `None` where no layer does.
+fn in_columns(vertices: &[Vertex], layers: &[Vec<usize>], nodes: usize) -> Option<Vec<Place>> {
+    let own =
+        |layer: &[usize]| -> Vec<usize> { layer.iter().copied().filter(|place| *place < nodes).collect() };
+    let layers: Vec<Vec<usize>> = layers.iter().map(|layer| own(layer)).collect();
+    if layers.iter().all(|layer| layer.len() <= LAYER_NODES_MAX) {
+        return None;
+    }
+    // As wide as high, more or less.
+    let rows = ((vertices.len().min(nodes) as f64 * LAYER_WIDTH / NODE_HEIGHT).sqrt() as usize)
+        .max(LAYER_NODES_MAX / 2);
+    let mut places = vec![Place::default(); nodes];
+    for (column, chunk) in layers.iter().flat_map(|layer| layer.chunks(rows)).enumerate() {
+        let above = (rows - chunk.len()) as f64 / 2.0;
+        for (row, node) in chunk.iter().enumerate() {
+            if let Some(place) = places.get_mut(*node) {
+                let y = ((above + row as f64) * NODE_HEIGHT).round();
+                *place = Place { x: column as f64 * LAYER_WIDTH, y };
+            }
+        }
+    }
+    Some(places)
+}
+
+/// Moves vertices of a layer towards their neighbours, as far as those above and below leave room.
+fn position(vertices: &mut [Vertex], layers: &[Vec<usize>]) {
+    let height = |vertex: &Vertex| if vertex.passing { PASSING_HEIGHT } else { NODE_HEIGHT };
+    for layer in layers {
+        stack(vertices, layer, height, |vertex| vertex.y);
+    }
+    for round in 0..MOVES {
+        for step in 0..layers.len() {
+            let forwards = round % 2 == 0;
+            let Some(layer) = layers.get(if forwards { step } else { layers.len() - 1 - step }) else {
+                continue;
+            };
+            let wishes: Vec<(usize, f64)> = layer
+                .iter()
+                .filter_map(|place| {
+                    let vertex = vertices.get(*place)?;
+                    let of = if forwards { &vertex.before } else { &vertex.after };
+                    Some((*place, mean(vertices, of, |vertex| vertex.y).unwrap_or(vertex.y)))
+                })
+                .collect();
+            for (place, wish) in wishes {
+                if let Some(vertex) = vertices.get_mut(place) {
+                    vertex.y = wish;
+                }
+            }
+            stack(vertices, layer, height, |vertex| vertex.y);
+        }
+    }
+}
+
+/// Gives the vertices of a layer, in their order, the places nearest to their wishes at which none covers another: by
+/// pooling neighbours that are too near (isotonic regression).
+fn stack(vertices: &mut [Vertex], layer: &[usize], height: fn(&Vertex) -> f64, wish: fn(&Vertex) -> f64) {
+    struct Pool {
+        sum: f64,
+        count: f64,
+        members: usize,
+    }
+    let mut pools: Vec<Pool> = Vec::new();
+    let mut offsets = Vec::with_capacity(layer.len());
+    let mut below = 0.0;
+    for vertex in layer.iter().filter_map(|place| vertices.get(*place)) {
+        let half = height(vertex) / 2.0;
+        let offset = below + half;
+        below = offset + half;
+        offsets.push(offset);
+        pools.push(Pool { sum: wish(vertex) - offset, count: 1.0, members: 1 });
+        while let [.., above, last] = pools.as_mut_slice() {
+            if above.sum / above.count <= last.sum / last.count {
+                break;
+            }
+            *above = Pool {
+                sum: above.sum + last.sum,
+                count: above.count + last.count,
+                members: above.members + last.members,
+            };
+            pools.pop();
+        }
+    }
+    let starts = pools.iter().flat_map(|pool| std::iter::repeat_n(pool.sum / pool.count, pool.members));
+    for ((place, offset), start) in layer.iter().zip(offsets).zip(starts) {
+        if let Some(vertex) = vertices.get_mut(*place) {
+            vertex.y = start + offset;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn crossings(points: &[Point], edges: &[(usize, usize)]) -> usize {
-        let mut found = 0;
-        for (number, (a, b)) in edges.iter().enumerate() {
-            for (c, d) in edges.get(number + 1..).unwrap_or_default() {
-                let same = points[*a].x == points[*c].x && points[*b].x == points[*d].x;
-                found +=
-                    usize::from(same && (points[*a].y - points[*c].y) * (points[*b].y - points[*d].y) < 0.0);
+    /// No two nodes of a layer nearer than a node is high.
+    fn apart(layout: &Layout) {
+        let mut nodes = layout.nodes.clone();
+        nodes.sort_by(|one, other| one.x.total_cmp(&other.x).then(one.y.total_cmp(&other.y)));
+        for pair in nodes.windows(2) {
+            assert!(pair[0].x != pair[1].x || pair[1].y - pair[0].y >= NODE_HEIGHT - 1.0, "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn a_caller_stands_left_of_whom_it_calls_and_a_long_edge_passes_around() {
+        let layout = lay_out(4, &[(0, 1), (1, 2), (2, 3), (0, 3)]);
+        let x: Vec<f64> = layout.nodes.iter().map(|place| place.x / LAYER_WIDTH).collect();
+        assert_eq!(x, [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(layout.edges[3].len(), 2, "it passes two layers");
+        for (passing, node) in layout.edges[3].iter().zip(&layout.nodes[1..3]) {
+            assert!((passing.y - node.y).abs() >= (NODE_HEIGHT + PASSING_HEIGHT) / 2.0 - 1.0);
+        }
+        apart(&layout);
+    }
+
+    #[test]
+    fn a_cycle_is_cut_and_its_edge_goes_back_from_its_first_end() {
+        let layout = lay_out(3, &[(0, 1), (1, 2), (2, 0), (1, 1), (7, 0)]);
+        let x: Vec<f64> = layout.nodes.iter().map(|place| place.x / LAYER_WIDTH).collect();
+        assert_eq!(x, [0.0, 1.0, 2.0]);
+        assert_eq!(layout.edges[2].len(), 1);
+        assert_eq!(layout.edges[3..], [vec![], vec![]]);
+        let long = lay_out(4, &[(0, 1), (1, 2), (2, 3), (3, 0)]);
+        assert!(long.edges[3][0].x > long.edges[3][1].x, "from its first end on: {:?}", long.edges[3]);
+    }
+
+    #[test]
+    fn a_layer_of_hundreds_stands_in_columns() {
+        let edges: Vec<_> = (1..=400).map(|node| (0, node)).collect();
+        let layout = lay_out(401, &edges);
+        let across = |of: fn(&Place) -> f64| layout.nodes.iter().map(of).fold(0.0, f64::max);
+        let (wide, high) = (across(|place| place.x), across(|place| place.y));
+        assert!(wide < 4.0 * high && high < 4.0 * wide, "{wide} {high}");
+        assert!(layout.nodes[1..].iter().all(|place| place.x > layout.nodes[0].x));
+        apart(&layout);
+    }
+
+    #[test]
+    fn nothing_gives_nothing() {
+        assert_eq!(lay_out(0, &[]), Layout::default());
+    }
+
+    #[test]
+    fn a_thousand_services_are_laid_out_at_once_and_always_alike() {
+        let (mut seed, mut edges) = (7_u64, Vec::new());
+        for node in 1..1000_usize {
+            for _ in 0..2 + node % 2 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                edges.push(((seed >> 33) as usize % node, node));
             }
         }
-        found
-    }
-
-    #[test]
-    fn callers_stand_before_the_called_and_no_two_nodes_on_one_place() {
-        let nodes = ["user", "web", "orders", "stock", "mail"];
-        let edges = [(0, 1), (1, 2), (1, 3), (2, 3), (2, 4), (3, 3)];
-        let points = layout(&nodes, &edges, &HashMap::new());
-        for (from, to) in edges.iter().filter(|(from, to)| from != to) {
-            assert!(points[*from].x < points[*to].x);
-        }
-        for (number, one) in points.iter().enumerate() {
-            assert!(points.iter().skip(number + 1).all(|other| one != other));
-        }
-        assert_eq!(points, layout(&nodes, &edges, &HashMap::new()));
-    }
-
-    #[test]
-    fn a_ladder_has_no_crossings() {
-        let nodes = ["a1", "a2", "a3", "z1", "y2", "x3"];
-        let edges = [(0, 3), (1, 4), (2, 5)];
-        assert_eq!(crossings(&layout(&nodes, &edges, &HashMap::new()), &edges), 0);
-    }
-
-    #[test]
-    fn cycles_loops_and_nothing_are_placed() {
-        assert!(layout(&[], &[], &HashMap::new()).is_empty());
-        let points = layout(&["a", "b", "c"], &[(0, 1), (1, 2), (2, 0), (7, 9), (1, 1)], &HashMap::new());
-        let across: Vec<f64> = points.iter().map(|point| point.x).collect();
-        assert_eq!(across, [0.0, LAYER_WIDTH, 2.0 * LAYER_WIDTH]);
-    }
-
-    #[test]
-    fn a_graph_that_grows_keeps_its_order() {
-        let nodes = ["w", "a", "b", "c", "d"];
-        let edges = [(0, 1), (0, 2), (0, 3), (0, 4)];
-        let before: HashMap<String, Point> =
-            [("a", 300.0), ("b", 100.0), ("c", 200.0), ("d", 0.0), ("w", 0.0)]
-                .into_iter()
-                .map(|(name, y)| (name.to_owned(), Point { x: 0.0, y }))
-                .collect();
-        let with_new = ["w", "a", "b", "c", "d", "e"];
-        let points = layout(&with_new, &[&edges[..], &[(0, 5)]].concat(), &before);
-        assert!(points[4].y < points[2].y && points[2].y < points[3].y && points[3].y < points[1].y);
-        assert_eq!(layout(&nodes, &edges, &before).len(), 5);
-    }
-
-    #[test]
-    fn a_thousand_nodes_take_no_time_and_a_long_chain_no_stack() {
-        let names: Vec<String> = (0..1000).map(|number| format!("n{number}")).collect();
-        let nodes: Vec<&str> = names.iter().map(String::as_str).collect();
-        let mut random = 7_u64;
-        let edges: Vec<(usize, usize)> = (0..2500)
-            .map(|_| {
-                random =
-                    random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                ((random >> 33) as usize % 1000, (random >> 45) as usize % 1000)
-            })
-            .collect();
-        let began = std::time::Instant::now();
-        assert_eq!(layout(&nodes, &edges, &HashMap::new()).len(), 1000);
-        let chain: Vec<(usize, usize)> = (0..999).map(|number| (number, number + 1)).collect();
-        assert_eq!(layout(&nodes, &chain, &HashMap::new())[999].x, 999.0 * LAYER_WIDTH);
-        // Unoptimised and on a busy machine: the goal of 100 ms is held by far where it runs.
-        assert!(began.elapsed().as_secs() < 5);
+        let took = |_| {
+            let began = std::time::Instant::now();
+            let layout = lay_out(1000, &edges);
+            (began.elapsed(), layout)
+        };
+        let runs: Vec<_> = (0..5).map(took).collect();
+        apart(&runs[0].1);
+        assert!(runs.iter().all(|run| run.1 == runs[0].1));
+        let best = runs.iter().map(|run| run.0).min().unwrap();
+        // 100 ms as it is shipped; without optimisation ten times that.
+        let limit = if cfg!(debug_assertions) { 1000 } else { 100 };
+        assert!(best.as_millis() <= limit, "{best:?}");
     }
 }

@@ -5,13 +5,13 @@ pub mod engine;
 pub mod fan_out;
 pub mod layout;
 pub mod live;
-pub mod log;
 pub mod numbers;
 pub mod server;
 pub mod settings;
 pub mod span;
 pub mod store;
 pub mod times;
-mod tls;
 pub mod trace;
 pub mod wire;
+
+pub use throughline_rim::log;

@@ -12,6 +12,7 @@ use throughline_flow::log;
 use throughline_flow::server::{App, Bound};
 use throughline_flow::settings::{Command, read};
 use throughline_flow::store::{self, ExportError, Wanted};
+use throughline_rim::sources::environment;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -33,8 +34,7 @@ enum Stop {
 
 fn main() -> ExitCode {
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-    let env = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
-    let done = match read(std::env::args_os().skip(1).map(text), env) {
+    let done = match read(std::env::args_os().skip(1).map(text), environment()) {
         Ok(Command::Print(text)) => {
             // A reader that has seen enough (`| head`) is no failure.
             let _ = std::io::stdout().lock().write_all(text.as_bytes());

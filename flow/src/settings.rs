@@ -2,7 +2,7 @@
 
 use throughline_core::names::VERSION;
 use throughline_core::settings::{FLOW_ROWS, Flow, Found, Sources};
-use throughline_settings_file::pairs;
+use throughline_rim::sources::read_file;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -103,24 +103,6 @@ fn usage() -> String {
          --print-reference   the table of all settings, in Markdown\n{}",
         Flow::help()
     )
-}
-
-/// Whether the file gave settings.
-fn read_file(path: &str, sources: &mut Sources, mistakes: &mut Vec<String>) -> bool {
-    sources.file_name = path.to_owned();
-    let read = std::fs::read_to_string(path)
-        .map_err(|error| vec![format!("--config=\"{path}\": want a readable file: {error}")])
-        .and_then(|text| pairs(&text, path));
-    match read {
-        Ok(pairs) => {
-            sources.file.extend(pairs);
-            true
-        }
-        Err(told) => {
-            mistakes.extend(told);
-            false
-        }
-    }
 }
 
 #[cfg(test)]

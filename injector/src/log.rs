@@ -1,9 +1,7 @@
 //! The injector's own log: one JSON line on standard error for each thing that happened. Must never hold a value
 //! of a Secret or the body of a review.
 
-use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How much is told.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -30,14 +28,13 @@ pub fn tell(level: Level, message: &str, about: &[(&str, &str)]) {
     if level as u8 > TOLD.load(Ordering::Relaxed) {
         return;
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mut line = serde_json::Map::new();
-    line.insert("time_ms".to_owned(), serde_json::json!(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)));
-    line.insert("level".to_owned(), serde_json::json!(format!("{level:?}").to_lowercase()));
-    line.insert("message".to_owned(), serde_json::json!(message));
-    for (key, value) in about {
-        line.insert((*key).to_owned(), serde_json::json!(value));
-    }
-    // A log that can't be written harms nobody's pod.
-    let _ = writeln!(std::io::stderr().lock(), "{}", serde_json::Value::Object(line));
+    let name = match level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug => "debug",
+    };
+    let about: Vec<(&str, &dyn std::fmt::Display)> =
+        about.iter().map(|(key, value)| (*key, value as &dyn std::fmt::Display)).collect();
+    throughline_rim::log::tell(name, message, &about);
 }

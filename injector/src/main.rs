@@ -126,9 +126,8 @@ fn flags(arguments: &[String]) -> Result<Vec<(String, String)>, Vec<String>> {
 }
 
 fn settings(arguments: &[String]) -> Result<Settings, Vec<String>> {
-    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-    let environment = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
-    let mut settings = Settings::read(&flags(arguments)?, environment)?;
+    let environment = throughline_rim::sources::environment();
+    let mut settings = Settings::read(&flags(arguments)?, environment.into_iter())?;
     if settings.identity.is_empty() {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         settings.identity = format!("{}-{}", host.trim(), std::process::id());

@@ -4,7 +4,7 @@
 use throughline_core::names::VERSION;
 use throughline_core::prometheus::table;
 use throughline_core::settings::{Browser, Found, Settings, Sources, help, reference};
-use throughline_settings_file::pairs;
+use throughline_rim::sources::{environment, read_file};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -84,30 +84,6 @@ fn usage() -> String {
          --print-metrics     the reference page of all metrics, in Markdown\n{}",
         help()
     )
-}
-
-/// The environment; a value that is no UTF-8 is shown as such by the mistake that it then is.
-fn environment() -> Vec<(String, String)> {
-    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-    std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
-}
-
-/// Whether the file gave settings.
-fn read_file(path: &str, sources: &mut Sources, mistakes: &mut Vec<String>) -> bool {
-    sources.file_name = path.to_owned();
-    let read = std::fs::read_to_string(path)
-        .map_err(|error| vec![format!("--config=\"{path}\": want a readable file: {error}")])
-        .and_then(|text| pairs(&text, path));
-    match read {
-        Ok(pairs) => {
-            sources.file.extend(pairs);
-            true
-        }
-        Err(told) => {
-            mistakes.extend(told);
-            false
-        }
-    }
 }
 
 #[cfg(test)]

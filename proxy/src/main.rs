@@ -12,7 +12,6 @@ mod forward;
 mod host;
 mod init;
 mod listener;
-mod log;
 mod messages;
 mod moments;
 mod probe;
@@ -22,7 +21,6 @@ mod sidecar;
 mod stack;
 mod stall;
 mod stats;
-mod tls;
 mod trace;
 mod worker;
 
@@ -32,6 +30,7 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use throughline_rim::{log, tls};
 
 use throughline_core::batch::Dropped;
 use throughline_core::exchange::{Tracer, Work};

@@ -124,12 +124,17 @@ pub fn scenario() -> Option<String> {
     Some(format!("{}::{test}", binary.rsplit("::").next().unwrap_or(&binary)))
 }
 
+/// Whether the test that runs is one of those that run on both hosts: other packages use the collector too.
+fn is_for_both_hosts() -> bool {
+    std::env::var("NEXTEST_BINARY_ID").is_ok_and(|binary| binary.starts_with("throughline-tests"))
+}
+
 /// Keeps what a collector accepted for the comparison of the hosts, where `THROUGHLINE_PARITY_DIR` asks for it. A
 /// scenario may have several collectors; what they got is one list.
 pub fn keep(spans: Vec<Span>) {
     static SO_FAR: Mutex<Vec<Span>> = Mutex::new(Vec::new());
     let Some(folder) = std::env::var_os("THROUGHLINE_PARITY_DIR") else { return };
-    let Some(scenario) = scenario() else { return };
+    let Some(scenario) = scenario().filter(|_| is_for_both_hosts()) else { return };
     let Ok(mut so_far) = SO_FAR.lock() else { return };
     so_far.extend(spans);
     let folder = std::path::PathBuf::from(folder).join(Host::asked().name());

@@ -1,10 +1,6 @@
 //! What the numbers answer: operations, statistics, services, graphs. Plain values, owned; all latencies are
 //! milliseconds, all moments nanoseconds since 1970. Must never hold a lock or a borrow of the numbers.
 
-use std::collections::HashMap;
-
-use crate::layout::{Point, layout};
-
 /// A time, whole minutes of it: the minutes that `start` and `end` (exclusive) lie in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Window {
@@ -256,18 +252,6 @@ pub struct Graph {
     pub edges: Vec<Edge>,
     /// When the newest number in it came.
     pub last_updated_unix_nanos: u64,
-}
-
-impl Graph {
-    /// Where each node stands, in the order of the nodes; close to where it stood `before`, by id.
-    #[must_use]
-    pub fn layout(&self, before: &HashMap<String, Point>) -> Vec<Point> {
-        let ids: Vec<&str> = self.nodes.iter().map(|node| node.id.as_str()).collect();
-        // Nodes are sorted by id.
-        let number = |id: &String| ids.binary_search(&id.as_str()).ok();
-        let edges = self.edges.iter().filter_map(|edge| Some((number(&edge.from)?, number(&edge.to)?)));
-        layout(&ids, &edges.collect::<Vec<_>>(), before)
-    }
 }
 
 /// An operation in a list.

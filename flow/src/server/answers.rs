@@ -1,9 +1,12 @@
 //! The shapes of the API's answers, field by field as the contract names them. Moments and durations are nanoseconds,
 //! latencies milliseconds; what is a name for people is RFC 3339.
 
+use std::collections::HashMap;
+
 use serde::{Serialize, Serializer};
 
 use crate::engine::{Outcome, TraceSummary};
+use crate::layout::lay_out;
 use crate::numbers::{Edge, Figures, Lag, Node, Window};
 use crate::span::{Event, Kind, Link, Service, Span, Status, Value};
 use crate::times::rfc3339;
@@ -108,6 +111,9 @@ pub(crate) struct FlowNode {
     pub(crate) request_rate: Option<f64>,
     #[serde(rename = "self", skip_serializing_if = "Option::is_none")]
     pub(crate) own: Option<NodeSelf>,
+    /// Where the middle of the node stands when the graph is drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) place: Option<[f64; 2]>,
 }
 
 impl FlowNode {
@@ -126,6 +132,7 @@ impl FlowNode {
             status: node.health.as_str(),
             request_rate: Some(share(node.request_rate)),
             own: None,
+            place: None,
         }
     }
 }
@@ -191,6 +198,9 @@ pub(crate) struct FlowEdge {
     pub(crate) lag: Vec<EdgeLag>,
     #[serde(rename = "self", skip_serializing_if = "Option::is_none")]
     pub(crate) own: Option<EdgeSelf>,
+    /// Places that the edge passes when the graph is drawn, so that it does not cross nodes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) passes: Vec<[f64; 2]>,
 }
 
 impl FlowEdge {
@@ -221,6 +231,7 @@ impl FlowEdge {
             topic: topic.map(str::to_owned),
             lag: edge.lag.iter().map(EdgeLag::of).collect(),
             own: None,
+            passes: Vec::new(),
         }
     }
 }
@@ -230,6 +241,29 @@ impl FlowEdge {
 pub(crate) struct Graph {
     pub(crate) nodes: Vec<FlowNode>,
     pub(crate) edges: Vec<FlowEdge>,
+}
+
+/// Gives every node and edge its place in the drawing.
+pub(crate) fn place(nodes: &mut [FlowNode], edges: &mut [FlowEdge]) {
+    let places: HashMap<&str, usize> =
+        nodes.iter().enumerate().map(|(place, node)| (node.id.as_str(), place)).collect();
+    let of = |id: &str| places.get(id).copied().unwrap_or(usize::MAX);
+    let ends: Vec<(usize, usize)> = edges.iter().map(|edge| (of(&edge.from), of(&edge.to))).collect();
+    let layout = lay_out(nodes.len(), &ends);
+    for (node, place) in nodes.iter_mut().zip(layout.nodes) {
+        node.place = Some([place.x, place.y]);
+    }
+    for (edge, passes) in edges.iter_mut().zip(layout.edges) {
+        edge.passes = passes.into_iter().map(|place| [place.x, place.y]).collect();
+    }
+}
+
+impl Graph {
+    /// With places for all.
+    pub(crate) fn placed(mut self) -> Self {
+        place(&mut self.nodes, &mut self.edges);
+        self
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -4,12 +4,12 @@
 mod answers;
 mod auth;
 mod body;
+mod dashboard;
 mod grpc;
 mod listen;
 mod live;
 mod otlp;
 mod own;
-mod page;
 mod problem;
 mod query;
 mod rest;
@@ -253,14 +253,13 @@ impl App {
             Some(rest) => {
                 rest::answer(self, request.method(), rest, request.uri().query(), request.headers()).await
             }
-            None if path == "/" => self.page().await,
-            None if path == "/style.css" => page::style(),
-            None => Problem::not_found("no such page; see / and /api/v1/openapi.json").answer(),
+            None if !matches!(*request.method(), Method::GET | Method::HEAD) => {
+                Problem::new(StatusCode::METHOD_NOT_ALLOWED, "want GET").answer()
+            }
+            None => dashboard::answer(path, request.headers()).unwrap_or_else(|| {
+                Problem::not_found("no such page; see / and /api/v1/openapi.json").answer()
+            }),
         }
-    }
-
-    async fn page(self: &Arc<Self>) -> Answer {
-        self.aside(None, |app, _| Ok(page::page(app))).await.unwrap_or_else(|problem| problem.answer())
     }
 
     /// Asks the store on a thread where waiting harms nobody; not more than a few at once.

@@ -275,7 +275,16 @@ fn of_node(node: &graph::Node, id: String, known: Option<&numbers::Node>) -> ans
             };
             let status =
                 if node.requests > 0 && node.errors == node.requests { "degraded" } else { "healthy" };
-            answers::FlowNode { id, kind, service, metrics, status, request_rate: None, own: Some(own) }
+            answers::FlowNode {
+                id,
+                kind,
+                service,
+                metrics,
+                status,
+                request_rate: None,
+                own: Some(own),
+                place: None,
+            }
         }
     }
 }
@@ -318,6 +327,7 @@ fn of_edge(edge: &graph::Edge, from: String, to: String, around: &numbers::Graph
         topic: (!edge.topic.is_empty()).then(|| edge.topic.clone()),
         lag: lag.into_iter().collect(),
         own: Some(own.clone()),
+        passes: Vec::new(),
     };
     match told {
         Some(told) => answers::FlowEdge {
@@ -502,7 +512,7 @@ fn flow(app: &App, id: &str, query: Option<&str>) -> Replied<Answer> {
         start_time_nanos: summary.start_unix_nanos.to_string(),
         duration: summary.end_unix_nanos - summary.start_unix_nanos,
         status: outcome(summary.status),
-        graph: joined(&own, around),
+        graph: joined(&own, around).placed(),
         metadata: metadata(&summary),
         findings: findings::find(&assembled).into_iter().map(|found| of_finding(&assembled, found)).collect(),
         doctor: examined(app, &assembled).into_iter().map(|said| of_said(Some(&assembled), said)).collect(),
@@ -576,9 +586,12 @@ fn dependencies(app: &App, query: Option<&str>) -> Replied<Answer> {
         service: service.as_deref(),
     };
     let graph = app.engine.numbers().graph(&filter, window);
+    let nodes = graph.nodes.iter().map(answers::FlowNode::of).collect();
+    let edges = graph.edges.iter().map(answers::FlowEdge::of).collect();
+    let answers::Graph { nodes, edges } = answers::Graph { nodes, edges }.placed();
     json(&answers::Dependencies {
-        nodes: graph.nodes.iter().map(answers::FlowNode::of).collect(),
-        edges: graph.edges.iter().map(answers::FlowEdge::of).collect(),
+        nodes,
+        edges,
         metadata: answers::DependenciesMetadata {
             namespace: namespace.unwrap_or_default(),
             service: service.unwrap_or_default(),
@@ -694,7 +707,8 @@ fn operation_graph(app: &App, name: &str, query: Option<&str>) -> Replied<Answer
         graph: answers::Graph {
             nodes: graph.nodes.iter().map(answers::FlowNode::of).collect(),
             edges: graph.edges.iter().map(answers::FlowEdge::of).collect(),
-        },
+        }
+        .placed(),
         last_updated: rfc3339(graph.last_updated_unix_nanos),
     })
 }

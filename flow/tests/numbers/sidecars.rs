@@ -371,8 +371,10 @@ fn an_edge_that_both_ends_tell_counts_once_and_has_both_views() {
     assert!(client.requests <= both.figures.requests && client.avg_ms > both.figures.avg_ms * 0.9);
     assert_eq!(edge_of("orders", "api.example.com:8080").told_by, ToldBy::Client);
     assert!(edge(&graph, "user", "web").is_some());
-    let places = graph.layout(&std::collections::HashMap::new());
-    let across = |id: &str| places[graph.nodes.iter().position(|node| node.id == id).unwrap()].x;
+    let place = |id: &str| graph.nodes.iter().position(|node| node.id == id).unwrap();
+    let ends: Vec<_> = graph.edges.iter().map(|edge| (place(&edge.from), place(&edge.to))).collect();
+    let layout = throughline_flow::layout::lay_out(graph.nodes.len(), &ends);
+    let across = |id: &str| layout.nodes[place(id)].x;
     assert!(
         across("user") < across("web")
             && across("web") < across("orders")

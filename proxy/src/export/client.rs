@@ -4,26 +4,21 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use crate::tls::{Authorities, Identity, Tls};
 use bytes::{BufMut, Bytes, BytesMut};
 use flate2::Compression as Level;
 use flate2::write::GzEncoder;
-use http::header::{
-    CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, TE, USER_AGENT,
-};
-use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
+use http::{Method, Request, Uri};
+use http_body_util::Full;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use throughline_core::otlp::answer::{self, Answer};
+use throughline_core::otlp::answer::Answer;
 use throughline_core::settings::{Authority, Compression, Otlp, Protocol, Settings, Signal};
+use throughline_rim::collector::{grpc_answer, http_answer, told};
+use throughline_rim::tls::{Authorities, Identity, Tls};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-
-/// Bytes of an answer that are read: an `ExportTraceServiceResponse` has some hundred.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// A client for one signal.
 pub(super) struct Client {
@@ -199,18 +194,6 @@ impl Sender {
     }
 }
 
-/// An error with its causes.
-fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 fn tls(settings: &Settings, host: &str, http2: bool) -> Result<Tls, String> {
     let authorities =
         Authorities { setting: "OTEL_EXPORTER_OTLP_CERTIFICATE", file: &settings.otlp_certificate };
@@ -249,46 +232,4 @@ fn headers(otlp: &Otlp, grpc: bool, authority: &Authority) -> Result<HeaderMap, 
         }
     }
     Ok(headers)
-}
-
-/// What `core` reads in an answer by HTTP. Also says whether the answer was read to its end.
-async fn http_answer(response: Response<Incoming>) -> (Answer, bool) {
-    let (head, body) = response.into_parts();
-    let (text, whole, _) = read(body).await;
-    let retry_after = head.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
-    (answer::by_http(head.status.as_u16(), retry_after, &text), whole)
-}
-
-/// What `core` reads in an answer by gRPC.
-async fn grpc_answer(response: Response<Incoming>) -> Answer {
-    let (head, body) = response.into_parts();
-    if head.status != StatusCode::OK {
-        let retry_after = head.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
-        return answer::no_grpc(head.status.as_u16(), retry_after);
-    }
-    let (bytes, _, trailers) = read(body).await;
-    let fields = trailers.as_ref().unwrap_or(&head.headers);
-    let value = |name: &str| fields.get(name).map(HeaderValue::as_bytes);
-    answer::by_grpc(
-        value("grpc-status"),
-        value("grpc-message"),
-        value("grpc-status-details-bin"),
-        bytes.get(5..).unwrap_or_default(),
-    )
-}
-
-/// The first bytes of an answer, whether these are all, and its trailers.
-async fn read(mut body: Incoming) -> (Vec<u8>, bool, Option<HeaderMap>) {
-    let mut bytes = Vec::new();
-    let mut trailers = None;
-    while let Some(Ok(frame)) = body.frame().await {
-        match frame.into_data() {
-            Ok(data) => bytes.extend_from_slice(&data),
-            Err(frame) => trailers = frame.into_trailers().ok(),
-        }
-        if bytes.len() > ANSWER_BYTES_MAX {
-            return (bytes, false, trailers);
-        }
-    }
-    (bytes, true, trailers)
 }

@@ -256,10 +256,16 @@ async fn an_answer_that_is_known_is_not_sent_again_and_no_other_site_may_read_on
     let rebound = Ask::get(&path).header("host", "evil.example.com").send().await;
     assert_eq!(rebound.status, 403, "a name that somebody else decides about");
     let page = Ask::get(server.url("/")).send().await;
-    assert!(page.text().contains("login") && page.text().contains(TRACE), "{}", page.text());
-    assert!(
-        page.header("content-security-policy").unwrap().starts_with("default-src 'none'; style-src 'self'")
-    );
+    assert!(page.text().contains("<script src=\"/app.js\" defer>"), "{}", page.text());
+    assert!(page.header("content-security-policy").unwrap().starts_with("default-src 'self'; "));
+    for path in ["/app.js", "/app.css", "/icon.svg", "/operations/login", "/traces/1", "/services", "/doctor"]
+    {
+        let file = Ask::get(server.url(path)).header("accept-encoding", "gzip").send().await;
+        assert_eq!((file.status, file.header("content-encoding")), (200, Some("gzip")), "{path}");
+        let tag = file.header("etag").expect("a tag").to_owned();
+        let again = Ask::get(server.url(path)).header("if-none-match", &tag).send().await;
+        assert_eq!((again.status, again.text().as_str()), (304, ""), "{path}");
+    }
 }
 
 #[tokio::test]

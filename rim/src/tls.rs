@@ -11,28 +11,32 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 /// A way to speak TLS with one host.
-pub(crate) struct Tls {
+pub struct Tls {
     connector: TlsConnector,
     name: ServerName<'static>,
 }
 
 /// A file of trusted authorities, empty for the system's, and the setting that names it.
 #[derive(Clone, Copy)]
-pub(crate) struct Authorities<'a> {
-    pub(crate) setting: &'a str,
-    pub(crate) file: &'a str,
+pub struct Authorities<'a> {
+    /// The setting.
+    pub setting: &'a str,
+    /// The file.
+    pub file: &'a str,
 }
 
 /// Files of our own certificate and its key, with the settings that name them.
 #[derive(Clone, Copy)]
-pub(crate) struct Identity<'a> {
-    pub(crate) certificate: (&'a str, &'a str),
-    pub(crate) key: (&'a str, &'a str),
+pub struct Identity<'a> {
+    /// Setting and file of the certificate.
+    pub certificate: (&'a str, &'a str),
+    /// Setting and file of its key.
+    pub key: (&'a str, &'a str),
 }
 
 impl Tls {
     /// `Err` names the setting that stands in the way.
-    pub(crate) fn new(
+    pub fn new(
         host: &str,
         authorities: Authorities<'_>,
         identity: Option<Identity<'_>>,
@@ -61,7 +65,7 @@ impl Tls {
     }
 
     /// TLS over a connection.
-    pub(crate) async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         self.connector.connect(self.name.clone(), stream).await
     }
 }
