@@ -5,7 +5,9 @@ use std::process::Output;
 
 use serde_json::Value;
 use throughline_tests::cluster::Pod;
+use throughline_tests::envoy;
 use throughline_tests::grpc;
+use throughline_tests::judges::PeerProcess;
 use throughline_tests::prelude::*;
 use throughline_tests::sidecar::Plan;
 use tokio::net::TcpStream;
@@ -121,6 +123,26 @@ pub(crate) async fn started(container: &Value, pod: &Pod) -> Sidecar {
     let probe = container["startupProbe"].clone();
     eventually("the startup probe", || async { passes(&probe, pod).await.then_some(()) }).await;
     sidecar
+}
+
+/// The same of Envoy, with the module where it was built.
+pub(crate) async fn started_envoy(container: &Value, pod: &Pod) -> PeerProcess {
+    let mut words = confined(container, pod);
+    words.push(envoy::binary().expect("Envoy").display().to_string());
+    let environment = environment(container, pod);
+    let module = envoy::module().display().to_string();
+    let arguments = list(container, "/args").filter_map(Value::as_str);
+    words.extend(
+        arguments
+            .map(|one| expanded(one, &environment).replace("/etc/throughline/throughline.wasm", &module)),
+    );
+    let mut command = std::process::Command::new(&words[0]);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    command.args(&words[1..]).env_clear().env("PATH", path).envs(environment);
+    let process = PeerProcess::start("envoy", command);
+    let probe = container["startupProbe"].clone();
+    eventually("the startup probe", || async { passes(&probe, pod).await.then_some(()) }).await;
+    process
 }
 
 /// Whether a probe passes, from the node.

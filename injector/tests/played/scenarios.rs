@@ -7,12 +7,12 @@ use opentelemetry_proto::tonic::metrics::v1::metric;
 use serde_json::Value;
 use throughline_tests::cluster::{ANOTHER_USER, Cluster, HUB, Pod};
 use throughline_tests::grpc;
-use throughline_tests::judges::installed;
+use throughline_tests::judges::{PeerProcess, installed};
 use throughline_tests::prelude::{Copying, Kind, Service, Sidecar, answer, eventually, script, the_only};
 use throughline_tests::service::response;
 use tokio::net::TcpListener;
 
-use crate::kubelet::{environment, list, passes, run, started, text};
+use crate::kubelet::{environment, list, passes, run, started, started_envoy, text};
 
 const DEPLOYMENT: &str = r#"
 apiVersion: v1
@@ -78,6 +78,28 @@ async fn called(mut command: Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// The application as a process of its own would be: when it dies, so do its connections.
+struct Application {
+    runtime: tokio::runtime::Runtime,
+    _services: Vec<Service>,
+}
+
+impl Application {
+    fn start(container: &Value, pod: &Pod, peer: &str) -> Application {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.unwrap();
+        let services = {
+            let _inside = runtime.enter();
+            application(container, pod, peer)
+        };
+        Application { runtime, _services: services }
+    }
+
+    fn dies(self) {
+        self.runtime.shutdown_background();
+    }
+}
+
 /// The application: HTTP that calls `peer` and hands its context on, gRPC's health, and a port of another protocol.
 fn application(container: &Value, pod: &Pod, peer: &str) -> Vec<Service> {
     let (container, pod_of, peer) = (container.clone(), pod.clone(), peer.to_owned());
@@ -119,8 +141,8 @@ async fn is_traced_and_tells_the_truth(flags: &[&str], order: &str) {
     let pod = cluster.pod("web");
     let peer = Service::on(TcpListener::bind((HUB, 0)).await.unwrap(), answer(200, "twelve"));
     let web = list(&manifest, "/spec/containers").find(|one| one["name"] == "web").unwrap();
-    let mut sidecar: Option<Sidecar> = None;
-    let mut app = Vec::new();
+    let (mut sidecar, mut envoy): (Option<Sidecar>, Option<PeerProcess>) = (None, None);
+    let mut app = None;
     let mut expected = 2;
     for one in list(&manifest, "/spec/initContainers").chain(list(&manifest, "/spec/containers")) {
         match text(one, "/name") {
@@ -133,27 +155,28 @@ async fn is_traced_and_tells_the_truth(flags: &[&str], order: &str) {
                 }
             }
             "throughline-proxy" => sidecar = Some(started(one, &pod).await),
+            "throughline-envoy" => envoy = Some(started_envoy(one, &pod).await),
             "migrate" => {
-                expected += usize::from(sidecar.is_some());
+                expected += usize::from(sidecar.is_some() || envoy.is_some());
                 assert_eq!(called(calls(one, &pod, &peer.url("/migrate"), None)).await, "twelve");
             }
             "web" => {
-                if sidecar.is_some() {
+                if sidecar.is_some() || envoy.is_some() {
                     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
                         assert!(!passes(&web[probe], &pod).await, "{probe} of nobody");
                     }
                 }
-                app = application(web, &pod, &peer.url("/stock"));
+                app = Some(Application::start(web, &pod, &peer.url("/stock")));
             }
             other => panic!("{other}"),
         }
     }
-    let sidecar = sidecar.expect("a sidecar");
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
         eventually(probe, || async { passes(&web[probe], &pod).await.then_some(()) }).await;
     }
     let mut all = list(&manifest, "/spec/initContainers").chain(list(&manifest, "/spec/containers"));
-    let ours = all.find(|one| one["name"] == "throughline-proxy").unwrap();
+    let ours =
+        all.find(|one| ["throughline-proxy", "throughline-envoy"].contains(&text(one, "/name"))).unwrap();
     for probe in ["livenessProbe", "readinessProbe"].iter().filter_map(|probe| ours.get(probe)) {
         assert!(passes(probe, &pod).await, "{probe}");
     }
@@ -190,12 +213,16 @@ async fn is_traced_and_tells_the_truth(flags: &[&str], order: &str) {
         .await;
 
     // The sidecar answers for nobody.
-    drop(app);
+    app.expect("an application").dies();
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
         let what = format!("{probe} of a dead application to fail");
         eventually(&what, || async { (!passes(&web[probe], &pod).await).then_some(()) }).await;
     }
-    sidecar.end().await;
+    match (sidecar, envoy) {
+        (Some(sidecar), None) => drop(sidecar.end().await),
+        (None, Some(envoy)) => drop(envoy),
+        other => panic!("one of them: {other:?}"),
+    }
     let spans = cluster.collector.accepted();
     assert_eq!(spans.len(), expected, "probes leave no spans: {spans:#?}");
 }
@@ -222,4 +249,12 @@ async fn a_pod_in_reverse_mode_is_traced_by_a_native_sidecar() {
 async fn a_pod_in_reverse_mode_is_traced_by_an_ordinary_sidecar() {
     let order = "migrate | throughline-proxy web";
     is_traced_and_tells_the_truth(&["--mode", "reverse", "--native-sidecars", "off"], order).await;
+}
+
+#[tokio::test]
+async fn a_pod_with_envoy_and_the_filter_is_traced() {
+    if throughline_tests::envoy::is_here() {
+        let order = "throughline-rules throughline-envoy migrate | web";
+        is_traced_and_tells_the_truth(&["--mode", "envoy-wasm", "--native-sidecars", "on"], order).await;
+    }
 }
