@@ -140,8 +140,14 @@ fn inject(arguments: Vec<String>) -> Result<ExitCode, Vec<String>> {
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
+            "-f" | "--file" if file.is_some() => {
+                return Err(vec!["-f: want one file; several can be joined with lines of ---".to_owned()]);
+            }
             "-f" | "--file" => file = arguments.next(),
-            "-n" => namespace = arguments.next().unwrap_or_default(),
+            "-n" => {
+                let named = arguments.next().filter(|name| !name.is_empty() && !name.starts_with('-'));
+                namespace = named.ok_or_else(|| vec!["-n: want a namespace after it".to_owned()])?;
+            }
             "--diff" => diff = true,
             _ => rest.push(argument),
         }

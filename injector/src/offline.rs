@@ -39,8 +39,7 @@ pub fn inject(
     let chunks = documents(text);
     let mut parsed = Vec::new();
     for (number, chunk) in chunks.iter().enumerate() {
-        let yaml: Yaml =
-            serde_yaml::from_str(chunk).map_err(|error| format!("document {}: {error}", number + 1))?;
+        let yaml = crate::yaml::read(chunk).map_err(|error| format!("document {}: {error}", number + 1))?;
         parsed.push(yaml);
     }
     let world = World::of(&parsed, namespace);
@@ -65,11 +64,14 @@ pub fn inject(
             out.told.push(format!("document {}: its comments are lost", number + 1));
         }
         let said = |yaml: &Yaml| {
-            serde_yaml::to_string(yaml).map_err(|error| format!("document {}: {error}", number + 1))
+            crate::yaml::write(yaml).map_err(|error| format!("document {}: {error}", number + 1))
         };
         let (before, after) = (said(&before)?, said(&yaml)?);
         out.diff.push_str(&crate::diff::unified(&before, &after, &format!("document {}", number + 1)));
         out.yaml.push_str(&after);
+    }
+    if out.count == 0 && out.told.is_empty() {
+        out.told.push("no document is a pod or has a pod template: nothing was changed".to_owned());
     }
     Ok(out)
 }

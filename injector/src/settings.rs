@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use throughline_core::settings::{Settings as Sidecar, Sources};
+use throughline_core::settings::{BROWSER_ROWS, Browser, ROWS as SIDECAR_ROWS, Sources};
 
 use crate::quantity;
 
@@ -153,8 +153,8 @@ pub const ROWS: &[Row] = &[
     row(
         "Injecting",
         "otlp-endpoint",
-        "http://otel-collector.observability.svc.cluster.local:4317",
-        "The collector, as sidecars reach it. $(K8S_NODE_IP) is the address of the pod's node.",
+        "http://throughline-flow.throughline-system.svc.cluster.local:4317",
+        "The collector, as sidecars reach it: the flow server of deploy/. $(K8S_NODE_IP) is the address of the pod's node.",
     ),
     row("Injecting", "otlp-protocol", "grpc", "grpc or http/protobuf, as sidecars speak it."),
     row(
@@ -416,7 +416,7 @@ pub fn check_sidecar(pairs: &[(String, String)]) -> Result<(), Vec<String>> {
     let mut flags: Vec<(String, String)> =
         listener.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     flags.extend(others);
-    if let Err(told) = Sidecar::resolve(&Sources { flags, ..Sources::default() }) {
+    if let Err(told) = Browser::resolve(&Sources { flags, ..Sources::default() }) {
         mistakes.extend(told.iter().map(|mistake| mistake.to_string().trim_start_matches("--").to_owned()));
     }
     if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
@@ -424,7 +424,7 @@ pub fn check_sidecar(pairs: &[(String, String)]) -> Result<(), Vec<String>> {
 
 /// The environment variable of a sidecar's setting.
 pub fn sidecar_env(key: &str) -> Option<&'static str> {
-    throughline_core::settings::ROWS.iter().find(|row| row.key == key)?.env.first().copied()
+    SIDECAR_ROWS.iter().chain(BROWSER_ROWS).find(|row| row.key == key)?.env.first().copied()
 }
 
 /// Ports, separated by commas.
@@ -474,7 +474,8 @@ pub fn time(text: &str) -> Result<Duration, String> {
 
 /// Whether this is a host and port with a scheme, as exporters take it.
 pub fn endpoint(text: &str) -> Result<String, String> {
-    let want = || "want a URL such as http://otel-collector.observability.svc.cluster.local:4317".to_owned();
+    let want =
+        || "want a URL such as http://throughline-flow.throughline-system.svc.cluster.local:4317".to_owned();
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")).ok_or_else(want)?;
     let host = rest.split('/').next().unwrap_or_default();
     if host.is_empty() || text.contains(char::is_whitespace) { Err(want()) } else { Ok(text.to_owned()) }
@@ -768,5 +769,15 @@ mod tests {
     fn what_the_injector_sets_itself_cannot_be_given() {
         assert!(check_sidecar(&[("inbound-listen".to_owned(), "0.0.0.0:1".to_owned())]).is_err());
         assert!(check_sidecar(&[("keep-slow".to_owned(), "500".to_owned())]).is_ok());
+    }
+
+    #[test]
+    fn settings_of_browsers_are_settings_of_the_sidecar() {
+        let pairs = |all: &[(&str, &str)]| -> Vec<(String, String)> {
+            all.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        assert!(check_sidecar(&pairs(&[("browser", "on"), ("trust", "edge")])).is_ok());
+        assert!(check_sidecar(&pairs(&[("browser", "on")])).is_err(), "at an edge alone");
+        assert_eq!(sidecar_env("browser-per-second"), Some("THROUGHLINE_BROWSER_PER_SECOND"));
     }
 }

@@ -230,6 +230,10 @@ async fn serve(settings: Settings, browser: &settings::Browser, workers: &Worker
             listeners.push(worker.spawn(accept));
         }
     }
+    if sidecar.settings.capture == Capture::Transparent {
+        // Whoever starts when it is ready is captured from the first connection on.
+        sidecar.lease.beat();
+    }
     sidecar.readiness.start();
     if sidecar.settings.capture == Capture::Transparent {
         tokio::spawn(capture::Lease::keep(Arc::clone(&sidecar)));

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -192,8 +192,13 @@ impl Pod {
     }
 
     /// The words before a command that runs in it.
-    fn words(&self) -> Vec<String> {
+    pub fn words(&self) -> Vec<String> {
         ["ip", "netns", "exec", &self.namespace.0].map(str::to_owned).into()
+    }
+
+    /// The sidecar's binary, where everybody may read it.
+    pub fn binary(&self) -> &Path {
+        &self.binary
     }
 
     /// Runs a command in it.

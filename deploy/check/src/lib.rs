@@ -2,7 +2,7 @@
 //! schema can't say anything else. Must never know a setting by itself.
 
 use serde_json::{Map, Value, json};
-use throughline_core::settings::{FLOW_ROWS, ROWS, Row};
+use throughline_core::settings::{BROWSER_ROWS, FLOW_ROWS, ROWS, Row};
 use throughline_injector::settings as injector;
 
 /// The part that is not settings, with a place for each table.
@@ -60,7 +60,7 @@ impl Setting {
     }
 }
 
-fn of_core(rows: &'static [Row]) -> Vec<Setting> {
+fn of_core(rows: impl IntoIterator<Item = &'static Row>) -> Vec<Setting> {
     let setting = |row: &'static Row| Setting {
         key: row.key,
         env: row.env.iter().map(|name| (*name).to_owned()).collect(),
@@ -68,12 +68,12 @@ fn of_core(rows: &'static [Row]) -> Vec<Setting> {
         help: row.help,
         check: Box::new(|text| (row.check)(text).map_err(|want| want.into_owned())),
     };
-    rows.iter().map(setting).collect()
+    rows.into_iter().map(setting).collect()
 }
 
 /// The settings of the sidecar that may be given to it: not those that the injector sets itself.
 pub fn sidecar() -> Vec<Setting> {
-    let mut settings = of_core(ROWS);
+    let mut settings = of_core(ROWS.iter().chain(BROWSER_ROWS));
     settings.retain(|setting| !injector::OURS.contains(&setting.key));
     settings
 }

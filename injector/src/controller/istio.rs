@@ -67,8 +67,19 @@ fn asks(namespace: &Value, settings: &Settings) -> bool {
     said.map_or(settings.injecting.mode == Some(Mode::IstioWasm), |mode| mode == Mode::IstioWasm.name())
 }
 
-/// Applies and removes.
+/// Applies and removes. Without a module there is nothing to apply, and no right to look for what another setting left.
 pub async fn round(injector: &Injector, scope: &Scope, namespaces: &[Value]) {
+    let asking: BTreeSet<&str> = namespaces
+        .iter()
+        .filter(|namespace| asks(namespace, &injector.settings))
+        .filter_map(|namespace| text(namespace, "/metadata/name"))
+        .collect();
+    if injector.settings.wasm_url.is_none() {
+        if !asking.is_empty() {
+            tell(Level::Warn, "mode istio-wasm wants --wasm-url: where Istio's agents fetch the module", &[]);
+        }
+        return;
+    }
     let scope = scope.child("apply Istio's objects");
     let objects = match objects(&injector.settings) {
         Ok(objects) => objects,
@@ -77,14 +88,6 @@ pub async fn round(injector: &Injector, scope: &Scope, namespaces: &[Value]) {
             return;
         }
     };
-    let asking: BTreeSet<&str> = namespaces
-        .iter()
-        .filter(|namespace| asks(namespace, &injector.settings))
-        .filter_map(|namespace| text(namespace, "/metadata/name"))
-        .collect();
-    if !asking.is_empty() && objects.is_empty() {
-        tell(Level::Warn, "mode istio-wasm wants --wasm-url: where Istio's agents fetch the module", &[]);
-    }
     for namespace in &asking {
         for object in &objects {
             book(injector, &scope, "applied", apply(injector, &scope, namespace, object).await);

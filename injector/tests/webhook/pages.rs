@@ -126,6 +126,36 @@ fn manifests_are_injected_without_a_cluster() {
 fn what_is_no_yaml_is_told() {
     let (code, _, said) = run(&["inject", "-f", "-"], "a: [\n");
     assert_eq!((code, said.contains("document 1")), (Some(2), true), "{said}");
+    for (arguments, want) in [
+        (&["inject", "-f", "-", "-f", "-"][..], "-f: want one file"),
+        (&["inject", "-f", "-", "-n"], "-n: want a namespace after it"),
+    ] {
+        let (code, _, said) = run(arguments, "");
+        assert_eq!((code, said.contains(want)), (Some(2), true), "{said}");
+    }
+    let (code, out, said) = run(&["inject", "-f", "-"], "kind: ConfigMap\n");
+    assert_eq!((code, out.as_str()), (Some(0), "kind: ConfigMap\n"));
+    assert!(said.contains("nothing was changed"), "{said}");
     let (code, _, said) = run(&["inject"], "");
     assert_eq!((code, said.contains("-f: want a file of manifests")), (Some(2), true), "{said}");
+}
+
+/// kubectl reads YAML 1.1: what is a string, a mode or a boolean to it must stay one.
+#[test]
+fn kubectl_reads_what_comes_out_as_it_reads_what_went_in() {
+    let pod = "kind: Pod
+metadata: {name: web}
+spec:
+  containers:
+  - {name: web, image: web, args: [\"yes\", 'off'], env: [{name: DEBUG, value: \"on\"}]}
+  volumes:
+  - {name: v, secret: {secretName: s, defaultMode: 0400}}
+";
+    let (code, out, said) = run(&["inject", "-f", "-"], pod);
+    assert_eq!(code, Some(0), "{said}");
+    for line in ["- 'yes'", "- 'off'", "value: 'on'", "defaultMode: 256"] {
+        assert!(out.lines().any(|one| one.trim() == line), "{line} in\n{out}");
+    }
+    let (_, _, said) = run(&["inject", "-f", "-"], &pod.replace("spec:\n", "spec:\n  hostNetwork: yes\n"));
+    assert!(said.contains("not injected"), "{said}");
 }

@@ -57,7 +57,8 @@ impl Lease {
         }
     }
 
-    fn beat(&self) {
+    /// Renews it once; says so when that begins or ceases to be of use.
+    pub(crate) fn beat(&self) {
         let families = self.held.iter().zip(FAMILIES).zip(LOOPBACKS);
         for ((held, family), loopback) in families {
             let now = if send(loopback, RENEW_PORT).is_err_and(taken) { HELD } else { NOT_HELD };
