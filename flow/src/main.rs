@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use throughline_core::settings::{Flow as Settings, Found};
-use throughline_flow::engine::{Engine, Log, OpenError, Options, TraceQuery};
+use throughline_flow::engine::{Engine, Log, OpenError, Options};
 use throughline_flow::fan_out::FanOut;
 use throughline_flow::log;
 use throughline_flow::server::{App, Bound};
@@ -34,14 +34,14 @@ enum Stop {
 fn main() -> ExitCode {
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     let env = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
-    let done = match read(std::env::args_os().skip(1).map(text), env) {
+    let done = match read(std::env::args_os().skip(1).map(text), env, log::unix_nanos()) {
         Ok(Command::Print(text)) => {
             // A reader that has seen enough (`| head`) is no failure.
             let _ = std::io::stdout().lock().write_all(text.as_bytes());
             Ok(())
         }
         Ok(Command::Check(found)) => check(&found),
-        Ok(Command::Export(found)) => export(&found.value),
+        Ok(Command::Export(found, wanted)) => export(&found.value, &wanted),
         Ok(Command::Run(found)) => run(*found),
         Err(mistakes) => return fail(&mistakes, WRONG_SETTINGS),
     };
@@ -167,14 +167,13 @@ async fn serve(settings: &Settings) -> Result<(), Stop> {
 }
 
 /// Writes the store's spans to standard output.
-fn export(settings: &Settings) -> Result<(), Stop> {
+fn export(settings: &Settings, wanted: &Wanted) -> Result<(), Stop> {
     if settings.memory_only {
         return Err(Stop::Settings("--memory-only: there is no file to export from".to_owned()));
     }
     let folder = PathBuf::from(&settings.data_dir);
-    let everything = Wanted::Query(TraceQuery { limit: usize::MAX, ..TraceQuery::default() });
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let exported = store::export(&folder, &everything, &Log::default(), &mut out)
+    let exported = store::export(&folder, wanted, &Log::default(), &mut out)
         .and_then(|exported| out.flush().map(|()| exported).map_err(ExportError::Write));
     match exported {
         // A reader that has seen enough (`| head`) is no failure.

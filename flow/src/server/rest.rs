@@ -334,14 +334,8 @@ fn of_edge(edge: &graph::Edge, from: String, to: String, around: &numbers::Graph
 }
 
 fn trace_id(text: &str) -> Replied<TraceId> {
-    let digits = text.strip_prefix("flow-").unwrap_or(text);
-    let mut id = [0; 16];
-    let right = digits.len() == 32
-        && id.iter_mut().zip(digits.as_bytes().chunks(2)).all(|(byte, pair)| {
-            let parsed = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok());
-            parsed.map(|parsed| *byte = parsed).is_some()
-        });
-    if right && id != [0; 16] {
+    let id = crate::span::trace_id(text.strip_prefix("flow-").unwrap_or(text));
+    if let Some(id) = id {
         return Ok(id);
     }
     Err(Problem::new(
