@@ -9,6 +9,7 @@ use throughline_core::settings::{Flow as Settings, Found};
 use throughline_flow::engine::{Engine, Log, OpenError, Options};
 use throughline_flow::fan_out::FanOut;
 use throughline_flow::log;
+use throughline_flow::numbers::Thresholds;
 use throughline_flow::server::{App, Bound};
 use throughline_flow::settings::{Command, read};
 use throughline_flow::store::{self, ExportError, Wanted};
@@ -77,6 +78,7 @@ fn options(settings: &Settings) -> Options {
         0 => cores.min(4),
         told => usize::try_from(told).unwrap_or(cores),
     };
+    let defaults = Options::default();
     Options {
         shards,
         queue_bytes_max: settings.queue_bytes_max,
@@ -85,7 +87,17 @@ fn options(settings: &Settings) -> Options {
         disk_bytes_max: settings.disk_bytes_max,
         keep_for: Duration::from_secs(settings.retention_hours * 3600),
         log: Log(std::sync::Arc::new(|sentence| log::warn(sentence, &[]))),
-        ..Options::default()
+        numbers: throughline_flow::numbers::Options {
+            bytes_max: settings.numbers_bytes_max,
+            health: Thresholds {
+                degraded_error_rate: settings.degraded_errors.probability(),
+                down_error_rate: settings.down_errors.probability(),
+                degraded_p95_ms: settings.degraded_latency_ms as f64,
+                requests_min: settings.health_requests_min,
+            },
+            ..defaults.numbers
+        },
+        ..defaults
     }
 }
 

@@ -417,7 +417,11 @@ fn summary(id: TraceId, assembled: &Assembled) -> TraceSummary {
 fn examined(app: &App, assembled: &Assembled) -> Vec<Said> {
     let called = Called::new(app);
     let is_called = |id: &Id| called.is(id);
-    doctor::examine(assembled, &Around { now_unix_nanos: app.now(), is_called: &is_called })
+    doctor::examine(assembled, &around(app, &is_called))
+}
+
+fn around<'a>(app: &App, is_called: &'a dyn Fn(&Id) -> bool) -> Around<'a> {
+    Around { now_unix_nanos: app.now(), late_nanos: app.late_nanos, is_called }
 }
 
 /// Services whose requests are counted, looked up when somebody asks.
@@ -816,7 +820,7 @@ fn prescriptions(app: &App, window: Window, filter: &Filter<'_>) -> Replied<answ
     let found = app.engine.find(&query).map_err(of_store)?;
     let called = Called::new(app);
     let is_called = |id: &Id| called.is(id);
-    let around = Around { now_unix_nanos: app.now(), is_called: &is_called };
+    let around = around(app, &is_called);
     for summary in &found.traces {
         let Some(spans) = app.engine.trace(summary.trace_id).map_err(of_store)? else { continue };
         let assembled = Assembled::new(spans);

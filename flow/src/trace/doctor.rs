@@ -11,9 +11,6 @@ use crate::span::{Kind, Span};
 
 /// Verdicts of one trace, so that a broken one still has an answer of bounded size.
 const VERDICTS_MAX: usize = 50;
-/// Exporters send within seconds; a sidecar tries a refused batch again for five minutes.
-const LATE_NANOS: u64 = 30_000_000_000;
-
 /// What happened to the context.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Verdict {
@@ -76,6 +73,8 @@ pub struct Said {
 pub struct Around<'a> {
     /// This moment.
     pub now_unix_nanos: u64,
+    /// What is missing of a span younger than this is under way.
+    pub late_nanos: u64,
     /// Whether requests to this service are counted: then a trace that begins inside of it should not.
     pub is_called: &'a dyn Fn(&Id) -> bool,
 }
@@ -118,7 +117,7 @@ fn route(span: &Span) -> String {
 }
 
 fn young(span: &Span, around: &Around<'_>) -> bool {
-    around.now_unix_nanos.saturating_sub(span.end_unix_nanos) < LATE_NANOS
+    around.now_unix_nanos.saturating_sub(span.end_unix_nanos) < around.late_nanos
 }
 
 /// A span with nothing above it.
@@ -339,7 +338,7 @@ mod tests {
 
     fn said_at(spans: Vec<Span>, now_unix_nanos: u64, called: &[&str]) -> Vec<(Verdict, String, String)> {
         let is_called = |id: &Id| called.contains(&id.name.as_str());
-        let around = Around { now_unix_nanos, is_called: &is_called };
+        let around = Around { now_unix_nanos, late_nanos: 30_000_000_000, is_called: &is_called };
         let said = examine(&Assembled::new(spans), &around);
         assert!(said.iter().all(|said| !said.reason.is_empty() && !said.fix.is_empty()));
         said.into_iter().map(|said| (said.verdict, said.hop.from.name, said.hop.to.name)).collect()
