@@ -851,8 +851,7 @@ fn add(
             place.map_or_else(|| said.hop.to.clone(), graph::id_of)
         }
     };
-    // What has not arrived yet says nothing of a service.
-    if said.verdict == Verdict::Late || about.name.is_empty() {
+    if said.of_trace_only || about.name.is_empty() {
         return;
     }
     let known = services.iter().position(|of| of.name == about.name && of.namespace == about.namespace);
@@ -914,7 +913,7 @@ fn of_propagation(told: &numbers::Propagation) -> answers::DoctorOfService {
                 route.dropped + route.forwarded
             ),
             fix: format!(
-                "let {service} copy traceparent (and tracestate, baggage) from the request that it serves to the calls that it makes for it"
+                "let {service} copy traceparent (and tracestate, baggage) from the request that it serves to the calls that it makes for it, unless these are jobs of its own"
             ),
             count: Some(route.dropped),
             trace_id: None,
