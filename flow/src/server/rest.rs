@@ -47,7 +47,9 @@ pub(crate) async fn answer(
         return Problem::new(StatusCode::BAD_REQUEST, "want a percent-encoded path in UTF-8").answer();
     };
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let outcome = match segments.as_slice() {
+    // People and frameworks end paths with a slash.
+    let segments = segments.strip_suffix(&[""]).unwrap_or(&segments);
+    let outcome = match segments {
         ["flows"] => app.aside(query, flows).await,
         ["flows", id] => app.aside_of(id, query, flow).await,
         ["dependencies"] => dependencies(app, query),
@@ -580,7 +582,7 @@ fn dependencies(app: &App, query: Option<&str>) -> Replied<Answer> {
         metadata: answers::DependenciesMetadata {
             namespace: namespace.unwrap_or_default(),
             service: service.unwrap_or_default(),
-            last_updated: rfc3339(graph.last_updated_unix_nanos),
+            last_updated: Some(graph.last_updated_unix_nanos).filter(|at| *at > 0).map(rfc3339),
             environment: environment.unwrap_or_default(),
             period: answers::Period::of(window),
         },
