@@ -809,7 +809,15 @@ fn all_services(app: &App, query: Option<&str>) -> Replied<Answer> {
 fn prescriptions(app: &App, window: Window, filter: &Filter<'_>) -> Replied<answers::Doctor> {
     let mut services: Vec<answers::DoctorOfService> = Vec::new();
     let told = app.engine.numbers().propagation(filter, window);
-    services.extend(told.iter().map(of_propagation));
+    let of_all = Filter { environment: filter.environment, ..Filter::default() };
+    let rows = app.engine.numbers().services(&of_all, window);
+    services.extend(told.iter().map(|told| {
+        let is = |row: &&numbers::ServiceRow| {
+            (&row.name, &row.namespace, &row.environment)
+                == (&told.service, &told.namespace, &told.environment)
+        };
+        of_propagation(told, rows.iter().find(is).map_or(0, |row| row.figures.requests))
+    }));
     let query = TraceQuery {
         service: filter.service.map(str::to_owned),
         namespace: filter.namespace.map(str::to_owned),
@@ -835,6 +843,7 @@ fn prescriptions(app: &App, window: Window, filter: &Filter<'_>) -> Replied<answ
             && filter.namespace.is_none_or(|namespace| of.namespace == namespace)
     };
     services.retain(wanted);
+    services.iter_mut().for_each(leave_out_what_one_side_alone_says);
     services.sort_by(|one, other| (&one.name, &one.namespace).cmp(&(&other.name, &other.namespace)));
     Ok(answers::Doctor { services, traces_examined: found.traces.len(), period: answers::Period::of(window) })
 }
@@ -885,7 +894,27 @@ fn add(
     }
 }
 
-fn of_propagation(told: &numbers::Propagation) -> answers::DoctorOfService {
+/// Of a hundred requests of a service, how many have to lose the context on a route for it to be named. A job in the
+/// background whose calls fall into requests seldom does so more often.
+const DROPPED_PERCENT_MIN: u64 = 1;
+
+/// Counters and traces can each be wrong alone. Calls of a trace that was over, or of a message that was pulled, count
+/// as calls of other traces, and their traces show whose they are. A call of a job falls into a request now and then,
+/// and the counters show that the routes hand the context on.
+fn leave_out_what_one_side_alone_says(of: &mut answers::DoctorOfService) {
+    let said = |verdict: Verdict, by_trace: bool| {
+        of.verdicts.iter().any(|said| said.verdict == verdict.as_str() && said.trace_id.is_some() == by_trace)
+    };
+    let restarted = said(Verdict::AppRestarted, true);
+    let dropped = said(Verdict::AppDropped, false) || of.score.is_none();
+    of.verdicts.retain(|said| match said.trace_id {
+        None => restarted || said.verdict != Verdict::AppRestarted.as_str(),
+        Some(_) => dropped || said.verdict != Verdict::AppDropped.as_str(),
+    });
+}
+
+/// `requests` is how many the service was asked.
+fn of_propagation(told: &numbers::Propagation, requests: u64) -> answers::DoctorOfService {
     let score = |forwarded: u64, dropped: u64| match forwarded + dropped {
         0 => None,
         all => Some(share(forwarded as f64 / all as f64)),
@@ -905,7 +934,9 @@ fn of_propagation(told: &numbers::Propagation) -> answers::DoctorOfService {
     let mut verdicts: Vec<answers::Verdict> = told
         .routes
         .iter()
-        .filter(|route| route.dropped > 0)
+        .filter(|route| {
+            route.dropped > 0 && route.dropped * 100 >= requests * DROPPED_PERCENT_MIN
+        })
         .map(|route| answers::Verdict {
             verdict: Verdict::AppDropped.as_str(),
             hop: answers::HopInfo { from: service.clone(), to: String::new(), route: route.route.clone(), span_id: None },

@@ -269,6 +269,56 @@ async fn a_span_under_way_is_late_until_it_is_here() {
 }
 
 #[tokio::test]
+async fn a_job_beside_requests_and_a_call_after_its_answer_are_no_trouble() {
+    let server = hasty().await;
+    let stock = Service::playing(answer(200, "42")).await;
+    let behind = sidecar(&server, "stock", stock.address, &[]).await;
+    let target = behind.inbound();
+    // Requests wait a moment, and one makes its call when it is answered, with all that it was given but tracestate.
+    let web = Service::playing(script(move |visit| async move {
+        let headers = Copying::TraceparentOnly.from(visit.request.headers());
+        let (path, outbound) = (visit.request.uri().path().to_owned(), visit.outbound.clone());
+        if path == "/later" {
+            tokio::spawn(async move {
+                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                outbound.send(Ask::get(format!("http://{target}/after")).copied(headers)).await;
+            });
+        } else {
+            let wait = if path == "/slow" { 300 } else { 5 };
+            tokio::time::sleep(std::time::Duration::from_millis(wait)).await;
+        }
+        response(200, "")
+    }));
+    let web = web.await;
+    let front = sidecar(&server, "web", web.address, &[]).await;
+    web.outbound.is_at(front.outbound());
+    let way_out = front.outbound();
+    assert_eq!(Ask::get(front.url("/later")).send().await.status, 200);
+    for _ in 0..199 {
+        assert_eq!(Ask::get(front.url("/page")).send().await.status, 200);
+    }
+    // The job makes a call without a context while a request is in flight, now and then.
+    let job = async {
+        web.saw(201).await;
+        Ask::get(format!("http://{target}/poll")).via(way_out).send().await
+    };
+    let (slow, job) = tokio::join!(Ask::get(front.url("/slow")).send(), job);
+    assert_eq!((slow.status, job.status), (200, 200));
+    assert_eq!(stock.saw(2).await.len(), 2);
+    let books = front.books().await;
+    assert!(books.sum("throughline_calls_of_other_traces_total", &[]) >= 1, "the call after its answer");
+    let (_, _) = (front.end().await, behind.end().await);
+    let counted = |doctor: &Value| {
+        let web = doctor["services"].as_array().unwrap().iter().find(|of| of["name"] == "web").cloned();
+        web.is_some_and(|web| web["routes"].as_array().unwrap().iter().any(|route| route["dropped"] != 0))
+    };
+    let doctor = server.get_when("doctor", counted).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    assert_eq!(verdicts(&doctor, "web"), [[""; 4]; 0], "{doctor:#}");
+    assert_eq!(verdicts(&server.get("doctor").await, "web"), [[""; 4]; 0]);
+}
+
+#[tokio::test]
 async fn a_mesh_without_trouble_has_no_verdict() {
     for rate in ["1", "0.01"] {
         let server = hasty().await;
