@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use crate::call;
 use crate::process::{Process, Processes};
-use crate::sidecars::{Listeners, Plan, READY_PAUSE, says_ready};
+use crate::sidecars::{HISTOGRAMS, Listeners, Plan, READY_PAUSE, says_ready};
 
 /// How to come by what is missing.
 const HOW: &str = "`make demo HOST=envoy` installs and builds what is needed";
@@ -153,6 +153,7 @@ impl Envoy {
                     "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
                     "OTEL_EXPORTER_OTLP_ENDPOINT": format!("http://{}", plan.receiver),
                     "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+                    (HISTOGRAMS.0): HISTOGRAMS.1,
                     // Spans leave soon, so that a trace is drawn while its request is still in mind.
                     "OTEL_BSP_SCHEDULE_DELAY": "100",
                 }},

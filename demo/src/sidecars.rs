@@ -28,6 +28,9 @@ const _: () = assert!(DRAIN_TIMEOUT.as_millis() < STOP_TIMEOUT.as_millis());
 
 /// Settings of the user's shell that would change what the demo shows.
 const INHERITED_PREFIXES: [&str; 3] = ["OTEL_", "THROUGHLINE_", "TRACING_"];
+/// Histograms whose quantiles are within 1 %.
+pub(crate) const HISTOGRAMS: (&str, &str) =
+    ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "base2_exponential_bucket_histogram");
 
 /// What one sidecar is to do.
 #[derive(Debug)]
@@ -163,6 +166,7 @@ fn command(binary: &Path, plan: &Plan<'_>) -> Command {
         .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", plan.receiver))
         .env("OTEL_METRIC_EXPORT_INTERVAL", "1000")
+        .env(HISTOGRAMS.0, HISTOGRAMS.1)
         // Spans leave soon, so that a trace is drawn while its request is still in mind.
         .env("OTEL_BSP_SCHEDULE_DELAY", "100")
         .env("THROUGHLINE_INBOUND_LISTEN", plan.inbound.to_string())

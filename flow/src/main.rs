@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use throughline_core::settings::{Flow as Settings, Found};
-use throughline_flow::engine::{Engine, Log, OpenError, Options, TraceQuery};
+use throughline_flow::engine::{Engine, Log, OpenError, Options};
 use throughline_flow::fan_out::FanOut;
 use throughline_flow::log;
+use throughline_flow::numbers::Thresholds;
 use throughline_flow::server::{App, Bound};
 use throughline_flow::settings::{Command, read};
 use throughline_flow::store::{self, ExportError, Wanted};
@@ -34,14 +35,14 @@ enum Stop {
 
 fn main() -> ExitCode {
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-    let done = match read(std::env::args_os().skip(1).map(text), environment()) {
+    let done = match read(std::env::args_os().skip(1).map(text), environment(), log::unix_nanos()) {
         Ok(Command::Print(text)) => {
             // A reader that has seen enough (`| head`) is no failure.
             let _ = std::io::stdout().lock().write_all(text.as_bytes());
             Ok(())
         }
         Ok(Command::Check(found)) => check(&found),
-        Ok(Command::Export(found)) => export(&found.value),
+        Ok(Command::Export(found, wanted)) => export(&found.value, &wanted),
         Ok(Command::Run(found)) => run(*found),
         Err(mistakes) => return fail(&mistakes, WRONG_SETTINGS),
     };
@@ -77,6 +78,7 @@ fn options(settings: &Settings) -> Options {
         0 => cores.min(4),
         told => usize::try_from(told).unwrap_or(cores),
     };
+    let defaults = Options::default();
     Options {
         shards,
         queue_bytes_max: settings.queue_bytes_max,
@@ -85,7 +87,17 @@ fn options(settings: &Settings) -> Options {
         disk_bytes_max: settings.disk_bytes_max,
         keep_for: Duration::from_secs(settings.retention_hours * 3600),
         log: Log(std::sync::Arc::new(|sentence| log::warn(sentence, &[]))),
-        ..Options::default()
+        numbers: throughline_flow::numbers::Options {
+            bytes_max: settings.numbers_bytes_max,
+            health: Thresholds {
+                degraded_error_rate: settings.degraded_errors.probability(),
+                down_error_rate: settings.down_errors.probability(),
+                degraded_p95_ms: settings.degraded_latency_ms as f64,
+                requests_min: settings.health_requests_min,
+            },
+            ..defaults.numbers
+        },
+        ..defaults
     }
 }
 
@@ -167,14 +179,13 @@ async fn serve(settings: &Settings) -> Result<(), Stop> {
 }
 
 /// Writes the store's spans to standard output.
-fn export(settings: &Settings) -> Result<(), Stop> {
+fn export(settings: &Settings, wanted: &Wanted) -> Result<(), Stop> {
     if settings.memory_only {
         return Err(Stop::Settings("--memory-only: there is no file to export from".to_owned()));
     }
     let folder = PathBuf::from(&settings.data_dir);
-    let everything = Wanted::Query(TraceQuery { limit: usize::MAX, ..TraceQuery::default() });
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let exported = store::export(&folder, &everything, &Log::default(), &mut out)
+    let exported = store::export(&folder, wanted, &Log::default(), &mut out)
         .and_then(|exported| out.flush().map(|()| exported).map_err(ExportError::Write));
     match exported {
         // A reader that has seen enough (`| head`) is no failure.

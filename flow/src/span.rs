@@ -6,6 +6,15 @@ pub type TraceId = [u8; 16];
 /// Eight bytes that are not all zero.
 pub type SpanId = [u8; 8];
 
+/// A trace id as people write it: 32 hexadecimal digits that are not all 0.
+#[must_use]
+pub fn trace_id(text: &str) -> Option<TraceId> {
+    // A sign before the digits would be read as well.
+    let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = digits.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+    number.filter(|number| *number != 0).map(u128::to_be_bytes)
+}
+
 /// `SpanKind` of OTLP.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Kind {

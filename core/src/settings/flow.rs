@@ -3,8 +3,9 @@
 
 use std::net::SocketAddr;
 
-use super::value::{self, list, number, optional};
+use super::value::{self, list, number, optional, ratio};
 use super::{Endpoint, Found, LogLevel, Mistake, Protocol, Row, Sources, Want, help_of, source, table};
+use crate::sampling::Ratio;
 
 /// `off` is no address.
 fn listen_or_off(text: &str) -> Result<Option<SocketAddr>, Want> {
@@ -56,6 +57,20 @@ super::settings! {
             "Bytes of spans, compressed, that are kept on disk. The oldest go first."
         retention_hours: u64 = "168", number::<1, 17_520>, "retention-hours", ["THROUGHLINE_FLOW_RETENTION_HOURS"];
             "Hours that spans and minute numbers are kept on disk."
+        numbers_bytes_max: u64 = "268435456", number::<1_048_576, 68_719_476_736>, "numbers-bytes-max", ["THROUGHLINE_FLOW_NUMBERS_BYTES_MAX"];
+            "Bytes of numbers, packed, that are kept in memory. Beyond them the oldest minutes become tens, then hours, then go."
+    }
+    "Answers" {
+        degraded_errors: Ratio = "0.05", ratio, "degraded-errors", ["THROUGHLINE_FLOW_DEGRADED_ERRORS"];
+            "Share of failed requests from which on a service is degraded."
+        degraded_latency_ms: u64 = "2000", number::<0, 3_600_000>, "degraded-latency", ["THROUGHLINE_FLOW_DEGRADED_LATENCY"];
+            "Milliseconds at the 95th percentile from which on a service is degraded. 0: however slow."
+        down_errors: Ratio = "0.5", ratio, "down-errors", ["THROUGHLINE_FLOW_DOWN_ERRORS"];
+            "Share of failed requests from which on a service is down."
+        health_requests_min: u64 = "5", number::<1, 1_000_000>, "health-requests-min", ["THROUGHLINE_FLOW_HEALTH_REQUESTS_MIN"];
+            "Fewer requests than this in the time asked for say nothing: the service is healthy."
+        late_after_ms: u64 = "30000", number::<100, 3_600_000>, "late-after", ["THROUGHLINE_FLOW_LATE_AFTER"];
+            "Milliseconds in which spans arrive. Until then the Context Doctor calls a missing one late, and judges it after that."
     }
     "Fan-out" {
         fan_out: Option<Endpoint> = "", optional(value::endpoint), "fan-out", ["THROUGHLINE_FLOW_FAN_OUT"];
@@ -97,6 +112,11 @@ const CONFLICTS: &[Conflict] = &[
         "a loopback address such as 127.0.0.1:4318, or token-file or otlp-open=on beside it: elsewhere anybody could send spans",
     ),
     (|flow| flow.data_dir.is_empty() && !flow.memory_only, "data-dir", "a folder, or memory-only=on"),
+    (
+        |flow| flow.down_errors.probability() < flow.degraded_errors.probability(),
+        "down-errors",
+        "degraded-errors or more: a service that is down is worse than one that is degraded",
+    ),
 ];
 
 fn exposed(flow: &Flow, listen: Option<SocketAddr>) -> bool {
@@ -164,6 +184,13 @@ mod tests {
         // Senders may be let in without it, and readers may not.
         let told = resolve(&[&open[..], &[("otlp-open", "on")]].concat()).unwrap_err();
         assert!(told.len() == 1 && told[0].starts_with("--listen="), "{told:?}");
+    }
+
+    #[test]
+    fn down_is_worse_than_degraded() {
+        let told = resolve(&[("degraded-errors", "0.3"), ("down-errors", "0.2")]).unwrap_err();
+        assert!(told.len() == 1 && told[0].starts_with("--down-errors="), "{told:?}");
+        assert!(resolve(&[("degraded-errors", "0.3"), ("down-errors", "0.3")]).is_ok());
     }
 
     #[test]

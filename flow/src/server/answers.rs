@@ -610,7 +610,8 @@ pub(crate) struct DependenciesMetadata {
     pub(crate) namespace: String,
     /// As asked; empty for all.
     pub(crate) service: String,
-    pub(crate) last_updated: String,
+    /// When a number of the graph was told last; none where there is none.
+    pub(crate) last_updated: Option<String>,
     pub(crate) environment: String,
     pub(crate) period: Period,
 }

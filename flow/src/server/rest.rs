@@ -47,7 +47,9 @@ pub(crate) async fn answer(
         return Problem::new(StatusCode::BAD_REQUEST, "want a percent-encoded path in UTF-8").answer();
     };
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let outcome = match segments.as_slice() {
+    // People and frameworks end paths with a slash.
+    let segments = segments.strip_suffix(&[""]).unwrap_or(&segments);
+    let outcome = match segments {
         ["flows"] => app.aside(query, flows).await,
         ["flows", id] => app.aside_of(id, query, flow).await,
         ["dependencies"] => dependencies(app, query),
@@ -344,14 +346,8 @@ fn of_edge(edge: &graph::Edge, from: String, to: String, around: &numbers::Graph
 }
 
 fn trace_id(text: &str) -> Replied<TraceId> {
-    let digits = text.strip_prefix("flow-").unwrap_or(text);
-    let mut id = [0; 16];
-    let right = digits.len() == 32
-        && id.iter_mut().zip(digits.as_bytes().chunks(2)).all(|(byte, pair)| {
-            let parsed = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok());
-            parsed.map(|parsed| *byte = parsed).is_some()
-        });
-    if right && id != [0; 16] {
+    let id = crate::span::trace_id(text.strip_prefix("flow-").unwrap_or(text));
+    if let Some(id) = id {
         return Ok(id);
     }
     Err(Problem::new(
@@ -433,7 +429,11 @@ fn summary(id: TraceId, assembled: &Assembled) -> TraceSummary {
 fn examined(app: &App, assembled: &Assembled) -> Vec<Said> {
     let called = Called::new(app);
     let is_called = |id: &Id| called.is(id);
-    doctor::examine(assembled, &Around { now_unix_nanos: app.now(), is_called: &is_called })
+    doctor::examine(assembled, &around(app, &is_called))
+}
+
+fn around<'a>(app: &App, is_called: &'a dyn Fn(&Id) -> bool) -> Around<'a> {
+    Around { now_unix_nanos: app.now(), late_nanos: app.late_nanos, is_called }
 }
 
 /// Services whose requests are counted, looked up when somebody asks.
@@ -595,7 +595,7 @@ fn dependencies(app: &App, query: Option<&str>) -> Replied<Answer> {
         metadata: answers::DependenciesMetadata {
             namespace: namespace.unwrap_or_default(),
             service: service.unwrap_or_default(),
-            last_updated: rfc3339(graph.last_updated_unix_nanos),
+            last_updated: Some(graph.last_updated_unix_nanos).filter(|at| *at > 0).map(rfc3339),
             environment: environment.unwrap_or_default(),
             period: answers::Period::of(window),
         },
@@ -823,7 +823,15 @@ fn all_services(app: &App, query: Option<&str>) -> Replied<Answer> {
 fn prescriptions(app: &App, window: Window, filter: &Filter<'_>) -> Replied<answers::Doctor> {
     let mut services: Vec<answers::DoctorOfService> = Vec::new();
     let told = app.engine.numbers().propagation(filter, window);
-    services.extend(told.iter().map(of_propagation));
+    let of_all = Filter { environment: filter.environment, ..Filter::default() };
+    let rows = app.engine.numbers().services(&of_all, window);
+    services.extend(told.iter().map(|told| {
+        let is = |row: &&numbers::ServiceRow| {
+            (&row.name, &row.namespace, &row.environment)
+                == (&told.service, &told.namespace, &told.environment)
+        };
+        of_propagation(told, rows.iter().find(is).map_or(0, |row| row.figures.requests))
+    }));
     let query = TraceQuery {
         service: filter.service.map(str::to_owned),
         namespace: filter.namespace.map(str::to_owned),
@@ -836,7 +844,7 @@ fn prescriptions(app: &App, window: Window, filter: &Filter<'_>) -> Replied<answ
     let found = app.engine.find(&query).map_err(of_store)?;
     let called = Called::new(app);
     let is_called = |id: &Id| called.is(id);
-    let around = Around { now_unix_nanos: app.now(), is_called: &is_called };
+    let around = around(app, &is_called);
     for summary in &found.traces {
         let Some(spans) = app.engine.trace(summary.trace_id).map_err(of_store)? else { continue };
         let assembled = Assembled::new(spans);
@@ -849,6 +857,7 @@ fn prescriptions(app: &App, window: Window, filter: &Filter<'_>) -> Replied<answ
             && filter.namespace.is_none_or(|namespace| of.namespace == namespace)
     };
     services.retain(wanted);
+    services.iter_mut().for_each(leave_out_what_one_side_alone_says);
     services.sort_by(|one, other| (&one.name, &one.namespace).cmp(&(&other.name, &other.namespace)));
     Ok(answers::Doctor { services, traces_examined: found.traces.len(), period: answers::Period::of(window) })
 }
@@ -867,8 +876,7 @@ fn add(
             place.map_or_else(|| said.hop.to.clone(), graph::id_of)
         }
     };
-    // What has not arrived yet says nothing of a service.
-    if said.verdict == Verdict::Late || about.name.is_empty() {
+    if said.of_trace_only || about.name.is_empty() {
         return;
     }
     let known = services.iter().position(|of| of.name == about.name && of.namespace == about.namespace);
@@ -900,7 +908,27 @@ fn add(
     }
 }
 
-fn of_propagation(told: &numbers::Propagation) -> answers::DoctorOfService {
+/// Of a hundred requests of a service, how many have to lose the context on a route for it to be named. A job in the
+/// background whose calls fall into requests seldom does so more often.
+const DROPPED_PERCENT_MIN: u64 = 1;
+
+/// Counters and traces can each be wrong alone. Calls of a trace that was over, or of a message that was pulled, count
+/// as calls of other traces, and their traces show whose they are. A call of a job falls into a request now and then,
+/// and the counters show that the routes hand the context on.
+fn leave_out_what_one_side_alone_says(of: &mut answers::DoctorOfService) {
+    let said = |verdict: Verdict, by_trace: bool| {
+        of.verdicts.iter().any(|said| said.verdict == verdict.as_str() && said.trace_id.is_some() == by_trace)
+    };
+    let restarted = said(Verdict::AppRestarted, true);
+    let dropped = said(Verdict::AppDropped, false) || of.score.is_none();
+    of.verdicts.retain(|said| match said.trace_id {
+        None => restarted || said.verdict != Verdict::AppRestarted.as_str(),
+        Some(_) => dropped || said.verdict != Verdict::AppDropped.as_str(),
+    });
+}
+
+/// `requests` is how many the service was asked.
+fn of_propagation(told: &numbers::Propagation, requests: u64) -> answers::DoctorOfService {
     let score = |forwarded: u64, dropped: u64| match forwarded + dropped {
         0 => None,
         all => Some(share(forwarded as f64 / all as f64)),
@@ -920,7 +948,9 @@ fn of_propagation(told: &numbers::Propagation) -> answers::DoctorOfService {
     let mut verdicts: Vec<answers::Verdict> = told
         .routes
         .iter()
-        .filter(|route| route.dropped > 0)
+        .filter(|route| {
+            route.dropped > 0 && route.dropped * 100 >= requests * DROPPED_PERCENT_MIN
+        })
         .map(|route| answers::Verdict {
             verdict: Verdict::AppDropped.as_str(),
             hop: answers::HopInfo { from: service.clone(), to: String::new(), route: route.route.clone(), span_id: None },
@@ -930,7 +960,7 @@ fn of_propagation(told: &numbers::Propagation) -> answers::DoctorOfService {
                 route.dropped + route.forwarded
             ),
             fix: format!(
-                "let {service} copy traceparent (and tracestate, baggage) from the request that it serves to the calls that it makes for it"
+                "let {service} copy traceparent (and tracestate, baggage) from the request that it serves to the calls that it makes for it, unless these are jobs of its own"
             ),
             count: Some(route.dropped),
             trace_id: None,

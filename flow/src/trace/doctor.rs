@@ -11,9 +11,6 @@ use crate::span::{Kind, Span};
 
 /// Verdicts of one trace, so that a broken one still has an answer of bounded size.
 const VERDICTS_MAX: usize = 50;
-/// Exporters send within seconds; a sidecar tries a refused batch again for five minutes.
-const LATE_NANOS: u64 = 30_000_000_000;
-
 /// What happened to the context.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Verdict {
@@ -70,12 +67,16 @@ pub struct Said {
     pub reason: String,
     /// What mends it, in one sentence.
     pub fix: String,
+    /// It explains this trace, and says nothing of the service: nobody has to mend anything.
+    pub of_trace_only: bool,
 }
 
 /// What the Doctor may ask beside the trace.
 pub struct Around<'a> {
     /// This moment.
     pub now_unix_nanos: u64,
+    /// What is missing of a span younger than this is under way.
+    pub late_nanos: u64,
     /// Whether requests to this service are counted: then a trace that begins inside of it should not.
     pub is_called: &'a dyn Fn(&Id) -> bool,
 }
@@ -118,7 +119,7 @@ fn route(span: &Span) -> String {
 }
 
 fn young(span: &Span, around: &Around<'_>) -> bool {
-    around.now_unix_nanos.saturating_sub(span.end_unix_nanos) < LATE_NANOS
+    around.now_unix_nanos.saturating_sub(span.end_unix_nanos) < around.late_nanos
 }
 
 /// A span with nothing above it.
@@ -156,8 +157,9 @@ fn dropped(place: usize, span: &Span) -> Option<Said> {
             }
         ),
         fix: format!(
-            "let {service} copy traceparent (and tracestate, baggage) from the request that it serves to the calls that it makes for it"
+            "let {service} copy traceparent (and tracestate, baggage) from the request that it serves to the calls that it makes for it, unless this is a job of its own"
         ),
+        of_trace_only: false,
     })
 }
 
@@ -183,6 +185,7 @@ fn restarted(assembled: &Assembled, place: usize, span: &Span, around: &Around<'
             "let the tracing library of {service} take up the context of incoming requests (propagator tracecontext), unless this is a job of its own"
         ),
         hop: Hop { from, to, route: route(span), place: Some(place) },
+        of_trace_only: false,
     })
 }
 
@@ -205,6 +208,7 @@ fn kept_here(place: usize, span: &Span) -> Option<Said> {
             caller.name
         ),
         hop: Hop { from: caller, to: id_of(span), route: route(span), place: Some(place) },
+        of_trace_only: false,
     })
 }
 
@@ -222,6 +226,7 @@ fn unlinked(place: usize, span: &Span) -> Option<Said> {
             "put a sidecar before whoever publishes to {shown}, or let it set the traceparent of each message"
         ),
         hop: Hop { from: nobody(), to: id_of(span), route: through.to_owned(), place: Some(place) },
+        of_trace_only: false,
     })
 }
 
@@ -237,7 +242,7 @@ fn missing_caller(place: usize, span: &Span, around: &Around<'_>) -> Option<Said
         let who = if from.name.is_empty() { "the caller" } else { &from.name };
         let reason = format!("the span of {who} that made this request has not arrived yet");
         let fix = "look again in half a minute: spans leave in batches".to_owned();
-        return Some(Said { verdict: Verdict::Late, reason, fix, hop: hop(from) });
+        return Some(Said { verdict: Verdict::Late, reason, fix, hop: hop(from), of_trace_only: true });
     }
     if span.kind == Kind::Consumer {
         return Some(Said {
@@ -245,6 +250,7 @@ fn missing_caller(place: usize, span: &Span, around: &Around<'_>) -> Option<Said
             reason: format!("the message that {service} took names a span that never arrived"),
             fix: "let publishers and consumers send their spans here, and sample alike".to_owned(),
             hop: hop(nobody()),
+            of_trace_only: false,
         });
     }
     match caller {
@@ -257,7 +263,7 @@ fn missing_caller(place: usize, span: &Span, around: &Around<'_>) -> Option<Said
                 "{service} kept this request ({kept}); {} was not sampled and left no span",
                 from.name
             );
-            Some(Said { verdict: Verdict::SampledOut, reason, fix, hop: hop(from) })
+            Some(Said { verdict: Verdict::SampledOut, reason, fix, hop: hop(from), of_trace_only: false })
         }
         Some(from) => {
             let reason = format!("{} has a sidecar and its span never arrived", from.name);
@@ -265,7 +271,7 @@ fn missing_caller(place: usize, span: &Span, around: &Around<'_>) -> Option<Said
                 "look at throughline_spans_dropped_total and throughline_exports_total of {}'s sidecar",
                 from.name
             );
-            Some(Said { verdict: Verdict::Late, reason, fix, hop: hop(from) })
+            Some(Said { verdict: Verdict::Late, reason, fix, hop: hop(from), of_trace_only: true })
         }
         None => Some(Said {
             verdict: Verdict::NotInjected,
@@ -274,6 +280,7 @@ fn missing_caller(place: usize, span: &Span, around: &Around<'_>) -> Option<Said
             ),
             fix: "put a sidecar before the caller, or send the spans of its own library here too".to_owned(),
             hop: hop(nobody()),
+            of_trace_only: false,
         }),
     }
 }
@@ -297,29 +304,59 @@ fn at_bottom(assembled: &Assembled, place: usize, around: &Around<'_>) -> Option
         if young(span, around) {
             let reason = format!("{}'s sidecar answered, and its span has not arrived yet", to.name);
             let fix = "look again in half a minute: spans leave in batches".to_owned();
-            return Some(Said { verdict: Verdict::Late, reason, fix, hop: hop(to) });
+            return Some(Said { verdict: Verdict::Late, reason, fix, hop: hop(to), of_trace_only: true });
+        }
+        let kept = text(span, attribute::KEEP_REASON);
+        if !kept.is_empty() {
+            let reason = format!(
+                "the trace was not sampled; {service} kept its own side of the call ({kept}), and {} saw nothing to keep",
+                to.name
+            );
+            let fix = "raise the base rate where the trace begins, to see all of more traces".to_owned();
+            return Some(Said {
+                verdict: Verdict::SampledOut,
+                reason,
+                fix,
+                hop: hop(to),
+                of_trace_only: true,
+            });
         }
         let reason = format!("{}'s sidecar answered and left no span", to.name);
         let fix = format!(
             "look at the sampler, the mode and throughline_spans_dropped_total of {}'s sidecar",
             to.name
         );
-        return Some(Said { verdict: Verdict::SampledOut, reason, fix, hop: hop(to) });
+        return Some(Said { verdict: Verdict::SampledOut, reason, fix, hop: hop(to), of_trace_only: false });
     }
     let host = text(span, attribute::SERVER_ADDRESS);
     let reached = text(span, attribute::ERROR_TYPE).is_empty()
         || !text(span, attribute::HTTP_RESPONSE_STATUS_CODE).is_empty()
         || span.attribute(attribute::HTTP_RESPONSE_STATUS_CODE).is_some();
-    if host.is_empty() || !reached || !Mesh::new(Vec::new()).inside(host.as_bytes()) {
+    let inside = Mesh::new(Vec::new()).inside(host.as_bytes()) && !is_link_local(host);
+    // The service there may have a library of its own, whose span is under way.
+    if host.is_empty() || !reached || !inside || young(span, around) {
         return None;
     }
     let to = Id { name: host.to_owned(), namespace: String::new() };
     Some(Said {
         verdict: Verdict::NotInjected,
         reason: format!("{service} called {host}, and no sidecar answered there"),
-        fix: format!("put a sidecar before {host}, or leave it out of mesh-hosts if it is none of yours"),
+        fix: format!(
+            "put a sidecar before {host}; where it can have none (a database, an appliance), nothing is wrong"
+        ),
         hop: hop(to),
+        of_trace_only: false,
     })
+}
+
+/// Where clouds answer questions about the machine itself: nobody puts a sidecar there.
+fn is_link_local(host: &str) -> bool {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match bare.parse::<std::net::IpAddr>() {
+        Ok(std::net::IpAddr::V4(address)) => address.is_link_local(),
+        Ok(std::net::IpAddr::V6(address)) => address.is_unicast_link_local(),
+        Err(_) => false,
+    }
 }
 
 #[cfg(test)]
@@ -339,7 +376,7 @@ mod tests {
 
     fn said_at(spans: Vec<Span>, now_unix_nanos: u64, called: &[&str]) -> Vec<(Verdict, String, String)> {
         let is_called = |id: &Id| called.contains(&id.name.as_str());
-        let around = Around { now_unix_nanos, is_called: &is_called };
+        let around = Around { now_unix_nanos, late_nanos: 30_000_000_000, is_called: &is_called };
         let said = examine(&Assembled::new(spans), &around);
         assert!(said.iter().all(|said| !said.reason.is_empty() && !said.fix.is_empty()));
         said.into_iter().map(|said| (said.verdict, said.hop.from.name, said.hop.to.name)).collect()
@@ -397,7 +434,10 @@ mod tests {
         for inside in ["orders", "orders.shop.svc.cluster.local", "10.1.2.3"] {
             assert_eq!(said(vec![call(inside)]), one(Verdict::NotInjected, "web", inside));
         }
-        assert_eq!(said(vec![call("api.example.com")]), []);
+        for outside in ["api.example.com", "169.254.169.254", "[fe80::1]"] {
+            assert_eq!(said(vec![call(outside)]), [], "{outside}");
+        }
+        assert_eq!(said_at(vec![call("orders")], 1_000_000_000 + 5_000_000_000, &[]), [], "it may come yet");
         // Nobody was reached: that says nothing of sidecars.
         let lost = with(call("orders"), &[(attribute::ERROR_TYPE, "connection_refused")]);
         assert_eq!(said(vec![lost]), []);

@@ -243,6 +243,24 @@ async fn mistakes_are_told_with_the_parameter_and_what_would_be_right() {
 }
 
 #[tokio::test]
+async fn an_empty_server_has_no_last_update_and_a_slash_at_the_end_means_nothing() {
+    let server = FlowServer::start().await;
+    let graph = server.get("dependencies").await;
+    assert_eq!((&graph["nodes"], &graph["metadata"]["lastUpdated"]), (&json!([]), &Value::Null));
+    for path in ["traces", "flows", "operations", "services", "dependencies", "doctor"] {
+        assert_eq!(server.ask(&format!("{path}/")).await.status, 200, "{path}");
+    }
+    assert_eq!(server.ask(&format!("traces/{TRACE}/")).await.status, 404);
+    for sign in ["+", "-"] {
+        assert_eq!(
+            server.ask(&format!("traces/{sign}{}", &TRACE[1..])).await.status,
+            400,
+            "no digit: {sign}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_is_known_is_not_sent_again_and_no_other_site_may_read_one() {
     let (server, _) = told().await;
     let path = server.url(&format!("/api/v1/traces/{TRACE}"));

@@ -70,6 +70,91 @@ async fn what_was_taken_is_there_after_a_restart_and_after_a_kill() {
     assert_eq!(spans as u64, total * 3);
 }
 
+/// Lines of an export, and the trace ids of their spans.
+fn ids_in(lines: &[String]) -> std::collections::BTreeMap<String, usize> {
+    let mut ids = std::collections::BTreeMap::new();
+    for line in lines {
+        let request: Value = serde_json::from_str(line).expect("JSON");
+        for resource in request["resourceSpans"].as_array().unwrap() {
+            for scope in resource["scopeSpans"].as_array().unwrap() {
+                for span in scope["spans"].as_array().unwrap() {
+                    *ids.entry(span["traceId"].as_str().unwrap().to_owned()).or_default() += 1;
+                }
+            }
+        }
+    }
+    ids
+}
+
+#[tokio::test]
+async fn an_export_is_of_what_was_asked_for_and_can_be_taken_in_again() {
+    let (folder, copy) = (Folder::new("export"), Folder::new("export-copy"));
+    let plan = FlowPlan::on_disk(Some(&folder.0));
+    let server = plan.clone().start().await;
+    let (at, minute) = (now() - 600_000_000_000, 60_000_000_000);
+    for trace in 1..=5 {
+        let mut spans = login(trace, at + u64::from(trace) * minute);
+        if trace == 3 {
+            for resource in &mut spans.resource_spans {
+                for span in &mut resource.scope_spans[0].spans {
+                    span.attributes[0] = throughline_tests::flow::text("app.operation.name", "Käse / 100 %");
+                }
+            }
+        }
+        assert_eq!(server.send(&spans).await.status, 200);
+    }
+    server.get_when("traces", |traces| traces["total"] == 5).await;
+    let wanted = |flags: &[(&str, String)]| {
+        flags.iter().fold(plan.clone(), |plan, (name, value)| plan.flag(name, value)).ends(Some("export"))
+    };
+    let id = |trace: u8| format!("{trace:02x}").repeat(16);
+    let ids = |traces: &[u8]| traces.iter().map(|trace| (id(*trace), 3)).collect();
+    eventually("all spans to be written", || async {
+        (server.counted("throughline_flow_spans_held").await == 0.0).then_some(())
+    })
+    .await;
+    // Beside the server that writes. Seconds and RFC 3339 mean the same moment.
+    let (from, to) = ((at + 2 * minute) / 1_000_000_000, (at + 4 * minute) / 1_000_000_000);
+    let graph = server.get(&format!("dependencies?endTime={to}")).await;
+    let rfc = graph["metadata"]["period"]["end"].as_str().unwrap().to_owned();
+    for (flags, traces) in [
+        (vec![], vec![1, 2, 3, 4, 5]),
+        (vec![("start", from.to_string())], vec![2, 3, 4, 5]),
+        (vec![("start", from.to_string()), ("end", rfc)], vec![2, 3]),
+        (vec![("end", "now-510s".to_owned())], vec![1]),
+        (vec![("operation", "Käse / 100 %".to_owned())], vec![3]),
+        (vec![("operation", "login".to_owned()), ("end", to.to_string())], vec![1, 2]),
+        (
+            vec![("service", "orders".to_owned()), ("environment", "production".to_owned())],
+            vec![1, 2, 3, 4, 5],
+        ),
+        (vec![("service", "nobody".to_owned())], vec![]),
+        (vec![("trace", id(4))], vec![4]),
+        (vec![("trace", id(9))], vec![]),
+    ] {
+        let ended = wanted(&flags).await;
+        assert_eq!(ended.code, Some(0), "{flags:?}: {:?}", ended.stderr);
+        assert_eq!(ids_in(&ended.stdout), ids(&traces), "{flags:?}");
+    }
+    let told = wanted(&[("start", "now".to_owned()), ("end", "now-1h".to_owned())]).await;
+    assert_eq!((told.code, told.stderr.len()), (Some(2), 1), "{:?}", told.stderr);
+
+    // What was written is taken in again, and comes out as it went in.
+    let whole = wanted(&[]).await;
+    let second = FlowPlan::on_disk(Some(&copy.0)).start().await;
+    for line in &whole.stdout {
+        assert_eq!(second.post("/v1/traces", "application/json", line.clone()).await.status, 200);
+    }
+    for trace in 1..=5 {
+        let path = format!("traces/{}", id(trace));
+        let (one, other) = (server.get(&path).await, second.get_when(&path, |_| true).await);
+        assert_eq!(one["spans"], other["spans"], "{path}");
+    }
+    assert_eq!((server.end().await.code, second.end().await.code), (Some(0), Some(0)));
+    let again = FlowPlan::on_disk(Some(&copy.0)).ends(Some("export")).await;
+    assert_eq!(ids_in(&again.stdout), ids(&[1, 2, 3, 4, 5]));
+}
+
 #[tokio::test]
 async fn other_addresses_want_a_token_before_anything_starts() {
     let ended = FlowPlan::new().flag("listen", "0.0.0.0:0").flag("otlp-grpc", "0.0.0.0:0").ends(None).await;
