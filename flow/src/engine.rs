@@ -393,6 +393,8 @@ struct Inner {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// Bytes of a small span, for a guess of how many there are in a message.
+const SPAN_BYTES: usize = 256;
 /// What a message takes in a queue beside its bytes.
 const MESSAGE_BYTES: u64 = 512;
 
@@ -464,10 +466,11 @@ impl Engine {
         if u32::try_from(body.len()).is_err() {
             return malformed("request: want less than 4 GiB".into());
         }
+        let likely = body.len() / SPAN_BYTES / shared.shards.len().max(1);
         let mut dealing = Dealing {
             body: &body,
             senders: Vec::new(),
-            places: vec![Vec::new(); shared.shards.len()],
+            places: shared.shards.iter().map(|_| Vec::with_capacity(likely)).collect(),
             taken: 0,
             rejected: 0,
             why: None,
@@ -729,8 +732,8 @@ impl Shared {
                 filling.sender(&sender);
             }
             // Read once before, so there is nothing left to be wrong.
-            if let Ok(Ok(span)) = walk::span(raw, filling.pieces()) {
-                filling.push(&span);
+            if let Ok(Ok(mut span)) = walk::span(raw, filling.pieces()) {
+                filling.push(&mut span);
                 if let Some(offering) = &mut offering {
                     offering.span(&sender, &span, now);
                 }
