@@ -117,19 +117,33 @@ impl Tag {
     }
 }
 
-/// Whether short texts are equal, without a call.
+/// Whether texts are equal; short ones, as keys are, without a call.
 #[inline(always)]
 fn same(one: &[u8], other: &[u8]) -> bool {
     if one.len() != other.len() {
         return false;
     }
-    let ((words, rest), (other_words, other_rest)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
-    let word = |word: &[u8; 8]| u64::from_le_bytes(*word);
-    words.iter().zip(other_words).all(|(one, other)| word(one) == word(other))
-        && match (one.last_chunk::<8>(), other.last_chunk::<8>()) {
-            (Some(one), Some(other)) => word(one) == word(other),
-            _ => rest.iter().zip(other_rest).all(|(one, other)| one == other),
-        }
+    if let (8..=16, Some(from), Some(other_from), Some(to), Some(other_to)) = (
+        one.len(),
+        one.first_chunk::<8>(),
+        other.first_chunk::<8>(),
+        one.last_chunk::<8>(),
+        other.last_chunk::<8>(),
+    ) {
+        return u64::from_ne_bytes(*from) == u64::from_ne_bytes(*other_from)
+            && u64::from_ne_bytes(*to) == u64::from_ne_bytes(*other_to);
+    }
+    if let (17..=32, Some(from), Some(other_from), Some(to), Some(other_to)) = (
+        one.len(),
+        one.first_chunk::<16>(),
+        other.first_chunk::<16>(),
+        one.last_chunk::<16>(),
+        other.last_chunk::<16>(),
+    ) {
+        return u128::from_ne_bytes(*from) == u128::from_ne_bytes(*other_from)
+            && u128::from_ne_bytes(*to) == u128::from_ne_bytes(*other_to);
+    }
+    one == other
 }
 
 /// Shapes that are tried first, by what is seen at once.
