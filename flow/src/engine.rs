@@ -325,23 +325,41 @@ impl<'a> walk::Visit<'a> for Dealing<'a> {
 /// A thread with the traces that fall to it.
 #[derive(Default)]
 struct Shard {
-    queue: Mutex<VecDeque<Work>>,
+    queue: Mutex<Queue>,
     filled: Condvar,
     shelf: Shelf,
 }
 
+#[derive(Default)]
+struct Queue {
+    works: VecDeque<Work>,
+    /// The shard sleeps: who puts something here has to wake it. A wake-up is a call of the kernel, whether anybody
+    /// sleeps or not.
+    sleeps: bool,
+}
+
 impl Shard {
     fn put(&self, work: Work) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(work);
-        self.filled.notify_one();
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.works.push_back(work);
+        let sleeps = std::mem::take(&mut queue.sleeps);
+        drop(queue);
+        if sleeps {
+            self.filled.notify_one();
+        }
     }
 
-    fn take(&self, wait: Duration) -> Option<Work> {
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let empty = |queue: &mut VecDeque<Work>| queue.is_empty();
-        let (mut queue, _) =
-            self.filled.wait_timeout_while(queue, wait, empty).unwrap_or_else(PoisonError::into_inner);
-        queue.pop_front()
+    /// Moves all that is there into `works`, which is empty; waits for it when there is nothing.
+    fn take(&self, wait: Duration, works: &mut VecDeque<Work>) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.works.is_empty() {
+            queue.sleeps = true;
+            let empty = |queue: &mut Queue| queue.works.is_empty() && queue.sleeps;
+            queue =
+                self.filled.wait_timeout_while(queue, wait, empty).unwrap_or_else(PoisonError::into_inner).0;
+            queue.sleeps = false;
+        }
+        std::mem::swap(&mut queue.works, works);
     }
 }
 
@@ -375,6 +393,8 @@ struct Inner {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// Bytes of a small span, for a guess of how many there are in a message.
+const SPAN_BYTES: usize = 256;
 /// What a message takes in a queue beside its bytes.
 const MESSAGE_BYTES: u64 = 512;
 
@@ -446,10 +466,11 @@ impl Engine {
         if u32::try_from(body.len()).is_err() {
             return malformed("request: want less than 4 GiB".into());
         }
+        let likely = body.len() / SPAN_BYTES / shared.shards.len().max(1);
         let mut dealing = Dealing {
             body: &body,
             senders: Vec::new(),
-            places: vec![Vec::new(); shared.shards.len()],
+            places: shared.shards.iter().map(|_| Vec::with_capacity(likely)).collect(),
             taken: 0,
             rejected: 0,
             why: None,
@@ -601,6 +622,7 @@ impl Inner {
         self.shared.closing.store(true, Ordering::Release);
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for shard in &self.shared.shards {
+            shard.queue.lock().unwrap_or_else(PoisonError::into_inner).sleeps = false;
             shard.filled.notify_all();
         }
         for thread in threads {
@@ -649,26 +671,34 @@ impl Shared {
         };
         let tick = Duration::from_nanos(self.commit_after_nanos / 8)
             .clamp(Duration::from_millis(5), Duration::from_millis(100));
+        let mut works = VecDeque::new();
         loop {
-            let work = shard.take(tick);
-            let now = (self.clock)();
-            let idle = work.is_none();
-            match work {
-                Some(Work::Spans { body, senders, places, hold }) => {
-                    self.take(number, shard, &body, &senders, &places, now);
-                    drop(hold);
+            shard.take(tick, &mut works);
+            let idle = works.is_empty();
+            let mut now = (self.clock)();
+            for work in works.drain(..) {
+                match work {
+                    Work::Spans { body, senders, places, hold } => {
+                        self.take(number, shard, &body, &senders, &places, now);
+                        drop((body, hold));
+                    }
+                    Work::Seal(done) => {
+                        shard.shelf.seal_if_due(&self.keeper, &mut packer, u64::MAX, now);
+                        let _ = done.try_send(());
+                    }
                 }
-                Some(Work::Seal(done)) => {
-                    shard.shelf.seal_if_due(&self.keeper, &mut packer, u64::MAX, now);
-                    let _ = done.try_send(());
-                }
-                None => {}
+                now = (self.clock)();
+                let before = now.saturating_sub(self.commit_after_nanos);
+                shard.shelf.seal_if_due(&self.keeper, &mut packer, before, now);
             }
-            let before = now.saturating_sub(self.commit_after_nanos);
-            let ending = idle && self.closing.load(Ordering::Acquire);
-            shard.shelf.seal_if_due(&self.keeper, &mut packer, if ending { u64::MAX } else { before }, now);
-            if ending {
-                return;
+            if idle {
+                let ending = self.closing.load(Ordering::Acquire);
+                let before = now.saturating_sub(self.commit_after_nanos);
+                let before = if ending { u64::MAX } else { before };
+                shard.shelf.seal_if_due(&self.keeper, &mut packer, before, now);
+                if ending {
+                    return;
+                }
             }
         }
     }
@@ -684,6 +714,7 @@ impl Shared {
     ) {
         let watchers = Arc::clone(&self.watchers.read().unwrap_or_else(PoisonError::into_inner));
         let mut filling = shard.shelf.fill(now);
+        let mut offering = self.keeper.numbers().offer(number);
         let (mut last, mut sender) = (None, Sender::default());
         for place in places {
             let (at, len) = (place.at as usize, place.len as usize);
@@ -701,9 +732,11 @@ impl Shared {
                 filling.sender(&sender);
             }
             // Read once before, so there is nothing left to be wrong.
-            if let Ok(Ok(span)) = walk::span(raw, filling.pieces()) {
-                filling.push(&span);
-                self.keeper.numbers().foreign(number, &sender, &span, now);
+            if let Ok(Ok(mut span)) = walk::span(raw, filling.pieces()) {
+                filling.push(&mut span);
+                if let Some(offering) = &mut offering {
+                    offering.span(&sender, &span, now);
+                }
                 for watcher in watchers.iter() {
                     watcher.span(number, &sender, &span);
                 }

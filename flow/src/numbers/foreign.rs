@@ -92,7 +92,10 @@ struct Entry {
 
 #[derive(Clone, Debug)]
 struct Generation {
-    spans: Map<u64, Entry>,
+    /// Places of the entries by id. Entries lie in the order in which they came, so that one that comes writes where
+    /// the last one did, and the map stays small.
+    places: Map<u64, u32>,
+    entries: Vec<Entry>,
     waiting: Vec<(Info, u32)>,
     /// Calls that failed, by parent and target, and when.
     failed: Map<u64, u64>,
@@ -100,7 +103,17 @@ struct Generation {
 
 impl Generation {
     fn new(hash: Seeded) -> Self {
-        Self { spans: Map::with_hasher(hash), waiting: Vec::new(), failed: Map::with_hasher(hash) }
+        Self {
+            places: Map::with_hasher(hash),
+            entries: Vec::new(),
+            waiting: Vec::new(),
+            failed: Map::with_hasher(hash),
+        }
+    }
+
+    fn add(&mut self, id: u64, entry: Entry) {
+        self.places.insert(id, u32::try_from(self.entries.len()).unwrap_or(END));
+        self.entries.push(entry);
     }
 }
 
@@ -162,10 +175,10 @@ impl Shard {
         }
         let met = self.meet(sender, now, shared);
         let info = self.info(sender, span, met, now, shared);
-        if self.young.spans.len() >= self.ids_max {
+        if self.young.entries.len() >= self.ids_max {
             let age = now.saturating_sub(self.young_since);
             if age < limits::GENERATION_NANOS {
-                self.pushed_out += self.old.spans.len() as u64;
+                self.pushed_out += self.old.entries.len() as u64;
             }
             self.rotate(now, shared);
         } else if now.saturating_sub(self.young_since) >= limits::GENERATION_NANOS {
@@ -395,56 +408,54 @@ impl Shard {
         }
     }
 
-    fn find(&mut self, id: u64) -> Option<&mut Entry> {
-        match self.young.spans.get_mut(&id) {
-            Some(entry) => Some(entry),
-            None => self.old.spans.get_mut(&id),
+    /// The generation of a span, and its place there.
+    fn find(&mut self, id: u64) -> Option<(&mut Generation, usize)> {
+        if let Some(place) = self.young.places.get(&id).copied() {
+            return Some((&mut self.young, place as usize));
         }
+        let place = self.old.places.get(&id).copied()?;
+        Some((&mut self.old, place as usize))
     }
 
     /// A span that others may name as their parent.
     fn insert(&mut self, id: u64, info: Info, shared: &impl Shared) {
-        let waits_in_old = !self.young.spans.contains_key(&id);
-        match self.find(id) {
-            Some(entry) if entry.info.is_some() => {} // told twice
-            Some(entry) => {
-                entry.info = Some(info);
-                entry.answered = true;
-                let mut next = std::mem::replace(&mut entry.waiting, END);
-                while next != END {
-                    let waiting = if waits_in_old { &self.old.waiting } else { &self.young.waiting };
-                    let Some((child, after)) = waiting.get(next as usize).copied() else { break };
-                    next = after;
-                    self.settle(child, Some(info), shared);
-                }
-            }
-            None => {
-                self.young.spans.insert(id, Entry { info: Some(info), answered: false, waiting: END });
-            }
+        let Some((generation, place)) = self.find(id) else {
+            self.young.add(id, Entry { info: Some(info), answered: false, waiting: END });
+            return;
+        };
+        let Some(entry) = generation.entries.get_mut(place) else { return };
+        if entry.info.is_some() {
+            return; // told twice
+        }
+        entry.info = Some(info);
+        entry.answered = true;
+        let mut next = std::mem::replace(&mut entry.waiting, END);
+        let mut children = Vec::new();
+        while let Some((child, after)) = generation.waiting.get(next as usize).copied() {
+            children.push(child);
+            next = after;
+        }
+        for child in children {
+            self.settle(child, Some(info), shared);
         }
     }
 
     /// A span whose parent tells who called: now if it is known, else when it comes, else when nobody will.
     fn join(&mut self, parent: u64, child: Info, shared: &impl Shared) {
-        let in_young = self.young.spans.contains_key(&parent);
-        let found = self.find(parent).map(|entry| {
-            entry.answered = true;
-            (entry.info, entry.waiting)
-        });
-        match found {
-            Some((Some(info), _)) => self.settle(child, Some(info), shared),
-            Some((None, next)) => {
-                let generation = if in_young { &mut self.young } else { &mut self.old };
-                let at = u32::try_from(generation.waiting.len()).unwrap_or(END);
-                generation.waiting.push((child, next));
-                if let Some(entry) = generation.spans.get_mut(&parent) {
-                    entry.waiting = at;
-                }
-            }
+        let Some((generation, place)) = self.find(parent) else {
+            let at = u32::try_from(self.young.waiting.len()).unwrap_or(END);
+            self.young.waiting.push((child, END));
+            self.young.add(parent, Entry { info: None, answered: true, waiting: at });
+            return;
+        };
+        let Some(entry) = generation.entries.get_mut(place) else { return };
+        entry.answered = true;
+        match entry.info {
+            Some(info) => self.settle(child, Some(info), shared),
             None => {
-                let at = u32::try_from(self.young.waiting.len()).unwrap_or(END);
-                self.young.waiting.push((child, END));
-                self.young.spans.insert(parent, Entry { info: None, answered: true, waiting: at });
+                let at = u32::try_from(generation.waiting.len()).unwrap_or(END);
+                let next = std::mem::replace(&mut entry.waiting, at);
+                generation.waiting.push((child, next));
             }
         }
     }
@@ -544,7 +555,7 @@ impl Shard {
         let young = std::mem::replace(&mut self.young, Generation::new(self.hash));
         let gone = std::mem::replace(&mut self.old, young);
         self.young_since = now;
-        for entry in gone.spans.values() {
+        for entry in &gone.entries {
             if let Some(info) = &entry.info {
                 let is_open_call = info.kind == Kind::Client && !info.ours && !entry.answered;
                 // Its sidecar may have told of itself since.
@@ -577,9 +588,11 @@ impl Shard {
 
     /// Bytes in use, reckoned.
     pub(super) fn bytes(&self) -> u64 {
-        let entry = size_of::<(u64, Entry)>() as u64 + 1;
         let generations = [&self.young, &self.old];
-        let spans: u64 = generations.iter().map(|one| one.spans.capacity() as u64 * entry).sum();
+        let place = size_of::<(u64, u32)>() + 1;
+        let of =
+            |one: &&Generation| one.places.capacity() * place + one.entries.capacity() * size_of::<Entry>();
+        let spans: u64 = generations.iter().map(|one| of(one) as u64).sum();
         let waiting: u64 =
             generations.iter().map(|one| (one.waiting.capacity() * size_of::<(Info, u32)>()) as u64).sum();
         let small = self.senders.len() + self.names.len() + self.counted.len() * 5;

@@ -39,11 +39,13 @@ impl Hasher for Folding {
         for word in words {
             self.fold(u64::from_le_bytes(*word));
         }
-        let mut last = [0; 8];
-        for (to, from) in last.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        self.fold(u64::from_le_bytes(last) ^ ((rest.len() as u64) << 56));
+        let last = match (rest.len() as u32, bytes.last_chunk::<8>()) {
+            (0, _) => 0,
+            // The rest stands in the upper bytes of the last eight.
+            (len, Some(last)) => u64::from_le_bytes(*last) >> (64 - 8 * len),
+            (_, None) => rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+        };
+        self.fold(last ^ ((rest.len() as u64) << 56));
     }
     #[inline]
     fn write_u8(&mut self, value: u8) {
@@ -592,4 +594,24 @@ fn clean(text: &[u8]) -> std::borrow::Cow<'_, str> {
         cut = cut.split_last().map_or(&[], |(_, rest)| rest);
     }
     String::from_utf8_lossy(cut)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hashes are stored, as ids of senders: they must stay what they are.
+    #[test]
+    fn a_text_has_the_hash_of_its_words_and_of_what_is_left() {
+        for len in 0..40_u8 {
+            let text: Vec<u8> = (0..len).map(|i| i.wrapping_mul(37) ^ 0xa5).collect();
+            let (words, rest) = text.as_chunks::<8>();
+            let mut left = [0; 8];
+            left[..rest.len()].copy_from_slice(rest);
+            let mut hasher = Seeded(7).build_hasher();
+            words.iter().for_each(|word| hasher.fold(u64::from_le_bytes(*word)));
+            hasher.fold(u64::from_le_bytes(left) ^ ((rest.len() as u64) << 56));
+            assert_eq!(Seeded(7).of(&text), hasher.finish(), "{len}");
+        }
+    }
 }

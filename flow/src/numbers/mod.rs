@@ -231,14 +231,15 @@ impl Numbers {
 
     /// Offers a span, ours or another's, to the numbers of a shard. All spans of a trace go to the same one.
     pub fn foreign(&self, shard: usize, sender: &Sender<'_>, span: &Incoming<'_>, now_unix_nanos: u64) {
-        let Some(shard) = self.shards.get(shard % self.shards.len()) else { return };
-        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        shard.span(sender, span, now_unix_nanos, self);
-        if shard.is_full() {
-            let counted = shard.tick(now_unix_nanos, self);
-            drop(shard);
-            self.take_over(counted, now_unix_nanos);
+        if let Some(mut offering) = self.offer(shard) {
+            offering.span(sender, span, now_unix_nanos);
         }
+    }
+
+    /// Offers many spans to the numbers of a shard, under one lock.
+    pub(crate) fn offer(&self, shard: usize) -> Option<Offering<'_>> {
+        let shard = self.shards.get(shard % self.shards.len())?;
+        Some(Offering { numbers: self, shard: shard.lock().unwrap_or_else(PoisonError::into_inner) })
     }
 
     fn take_over(&self, counted: foreign::Counted, now: u64) {
@@ -422,6 +423,22 @@ impl State {
         let known = self.aliases.entry((environment, namespace, address)).or_insert(Some(service));
         if *known != Some(service) {
             *known = None;
+        }
+    }
+}
+
+/// The numbers of a shard, held for the spans of one message.
+pub(crate) struct Offering<'n> {
+    numbers: &'n Numbers,
+    shard: MutexGuard<'n, Shard>,
+}
+
+impl Offering<'_> {
+    pub(crate) fn span(&mut self, sender: &Sender<'_>, span: &Incoming<'_>, now_unix_nanos: u64) {
+        self.shard.span(sender, span, now_unix_nanos, self.numbers);
+        if self.shard.is_full() {
+            let counted = self.shard.tick(now_unix_nanos, self.numbers);
+            self.numbers.take_over(counted, now_unix_nanos);
         }
     }
 }

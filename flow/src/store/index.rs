@@ -20,6 +20,10 @@ impl Labels {
         self.texts.get(number as usize).map_or(&[], |text| text)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.texts.len()
+    }
+
     pub(super) fn number(&mut self, text: &[u8]) -> u32 {
         if let Some(number) = self.numbers.get(text) {
             return *number;

@@ -279,7 +279,7 @@ impl Keeper {
     fn mergeable(&self) -> Option<Vec<Arc<Block>>> {
         let mut blocks = self.catalogue.all();
         blocks.retain(|block| {
-            block.row.spans <= MERGED_SPANS_MAX / 2
+            block.row.spans <= MERGED_SPANS_MAX / 4
                 && !block.is(&block.damaged)
                 && (!self.in_file || block.is(&block.written))
         });
@@ -390,9 +390,9 @@ impl Staging {
     fn take(&mut self, sent: Sent<'_>, raw: &[u8]) {
         let mut pieces = Pieces::default();
         let sender = walk::sender(sent.resource, sent.resource_schema, sent.scope, sent.scope_schema);
-        if let (Ok(sender), Ok(Ok(span))) = (sender, walk::span(raw, &mut pieces)) {
+        if let (Ok(sender), Ok(Ok(mut span))) = (sender, walk::span(raw, &mut pieces)) {
             let sender = self.sender(&sender);
-            self.push(sender, &span, &pieces);
+            self.push(sender, &mut span, &pieces);
         }
     }
 }

@@ -7,8 +7,9 @@ use super::staging::{Pieces, Sent, Staging};
 use crate::span::{Incoming, Sender, TraceId};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Spans after which a block is sealed.
-const ROWS_MAX: usize = 64 * 1024;
+/// Spans after which a block is sealed: few enough that what is read in another order than it came stays near, many
+/// enough that a block's texts are told once for many.
+const ROWS_MAX: usize = 32 * 1024;
 /// Bytes after which a block is sealed.
 const BYTES_MAX: usize = 48 << 20;
 
@@ -25,6 +26,8 @@ struct Open {
     staging: Staging,
     /// When its first span came in.
     since: u64,
+    /// Empty, with the room of one that was full, so that blocks that fill one after the other ask for none.
+    spare: Option<Staging>,
 }
 
 /// Takes the spans of one message.
@@ -47,8 +50,8 @@ impl<'a> Filling<'_, 'a> {
         &mut self.pieces
     }
 
-    /// Takes the span whose pieces were put there.
-    pub(crate) fn push(&mut self, span: &Incoming<'a>) {
+    /// Takes the span whose pieces were put there, and notes what its attributes tell.
+    pub(crate) fn push(&mut self, span: &mut Incoming<'a>) {
         if self.open.staging.is_empty() {
             self.open.since = self.now;
         }
@@ -65,19 +68,26 @@ impl Shelf {
     /// Seals when there is enough, or it has waited since `before`.
     pub(crate) fn seal_if_due(&self, keeper: &Keeper, packer: &mut Packer, before: u64, now: u64) {
         let mut sealing = self.sealing.lock().unwrap_or_else(PoisonError::into_inner);
-        let staging = {
+        let (staging, full) = {
             let mut open = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
             let full = open.staging.rows() >= ROWS_MAX || open.staging.bytes() >= BYTES_MAX;
             if open.staging.is_empty() || !full && open.since > before {
                 return;
             }
-            Arc::new(std::mem::take(&mut open.staging))
+            // Where little comes in, the room is given back.
+            let next = open.spare.take().filter(|_| full).unwrap_or_default();
+            (Arc::new(std::mem::replace(&mut open.staging, next)), full)
         };
         sealing.push(Arc::clone(&staging));
         drop(sealing);
         keeper.seal(&staging, packer, now);
         let mut sealing = self.sealing.lock().unwrap_or_else(PoisonError::into_inner);
         sealing.retain(|other| !Arc::ptr_eq(other, &staging));
+        drop(sealing);
+        if full && let Ok(mut staging) = Arc::try_unwrap(staging) {
+            staging.clear();
+            self.staging.lock().unwrap_or_else(PoisonError::into_inner).spare = Some(staging);
+        }
     }
 
     /// Spans of a trace that are here.

@@ -7,7 +7,7 @@ use super::index::{Entry, FAILED, Filter, HAS_ROOT, Making, TIMED_OUT};
 use super::shape::{self, Column, Form, Head, Step, Value};
 use crate::span::{Incoming, Kind, Sender, Status, TraceId};
 use crate::wire::proto::put_varint;
-use crate::wire::walk::{Any, Slot, Slots};
+use crate::wire::walk::{self, Any, NoSlots, Noted, Slot, Slots};
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use std::collections::HashMap;
@@ -20,10 +20,17 @@ const GROUP_ROWS: usize = 4096;
 const NONE: u32 = u32::MAX;
 
 /// The pieces of one span, in their order. Used again for each span of a message.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pieces<'a> {
     slots: Vec<Slot<'a>>,
     irregular: bool,
+}
+
+impl Default for Pieces<'_> {
+    /// With room for a usual span.
+    fn default() -> Self {
+        Self { slots: Vec::with_capacity(32), irregular: false }
+    }
 }
 
 impl Pieces<'_> {
@@ -34,6 +41,8 @@ impl Pieces<'_> {
 }
 
 impl<'a> Slots<'a> for Pieces<'a> {
+    /// The shape knows which of its attributes tell something: keys are looked at once a shape.
+    const KNOWN: bool = false;
     #[inline(always)]
     fn slot(&mut self, slot: Slot<'a>) {
         self.slots.push(slot);
@@ -47,17 +56,156 @@ impl<'a> Slots<'a> for Pieces<'a> {
 struct Shape {
     sum: u64,
     steps: Vec<Step>,
-    /// For each step, the text that it had the last time.
-    last: Vec<u32>,
+    /// For each step, what a slot is held against.
+    parts: Vec<Part>,
+    /// Keys and literals of the parts, one behind the other.
+    bytes: Vec<u8>,
+    /// Which attributes tell what; none when that can't be said of the shape.
+    notes: Option<Vec<(u32, Noted)>>,
     /// Which word of a row is the name.
     name: Option<u32>,
 }
+
+/// A step of a shape, flat, so that a span is held against it without going elsewhere.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    tag: Tag,
+    at: u32,
+    len: u32,
+    column: u32,
+    /// The text that it had the last time.
+    last: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Tag {
+    TraceId,
+    SpanId,
+    Parent,
+    Start,
+    End,
+    Literal,
+    Field(u32),
+    Attribute(Form),
+    Whole,
+}
+
+impl Tag {
+    /// Of a slot, with the bytes that all of a shape have in common.
+    #[inline(always)]
+    fn of<'a>(slot: &Slot<'a>) -> (Self, &'a [u8]) {
+        match slot {
+            Slot::TraceId => (Self::TraceId, &[]),
+            Slot::SpanId => (Self::SpanId, &[]),
+            Slot::Parent => (Self::Parent, &[]),
+            Slot::Start => (Self::Start, &[]),
+            Slot::End => (Self::End, &[]),
+            Slot::Literal(bytes) => (Self::Literal, bytes),
+            Slot::Bytes { number, .. } => (Self::Field(*number), &[]),
+            Slot::Attribute { key, value } => (Self::Attribute(shape::form_of(value)), key),
+        }
+    }
+
+    /// How its values lie; none where there are none.
+    #[inline]
+    fn form(self) -> Option<Form> {
+        match self {
+            Self::Field(_) | Self::Whole => Some(Form::Text),
+            Self::Attribute(form) => Some(form),
+            Self::TraceId | Self::SpanId | Self::Parent | Self::Start | Self::End | Self::Literal => None,
+        }
+    }
+}
+
+/// Whether texts are equal; short ones, as keys are, without a call.
+#[inline(always)]
+fn same(one: &[u8], other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
+    if let (8..=16, Some(from), Some(other_from), Some(to), Some(other_to)) = (
+        one.len(),
+        one.first_chunk::<8>(),
+        other.first_chunk::<8>(),
+        one.last_chunk::<8>(),
+        other.last_chunk::<8>(),
+    ) {
+        return u64::from_ne_bytes(*from) == u64::from_ne_bytes(*other_from)
+            && u64::from_ne_bytes(*to) == u64::from_ne_bytes(*other_to);
+    }
+    if let (17..=32, Some(from), Some(other_from), Some(to), Some(other_to)) = (
+        one.len(),
+        one.first_chunk::<16>(),
+        other.first_chunk::<16>(),
+        one.last_chunk::<16>(),
+        other.last_chunk::<16>(),
+    ) {
+        return u128::from_ne_bytes(*from) == u128::from_ne_bytes(*other_from)
+            && u128::from_ne_bytes(*to) == u128::from_ne_bytes(*other_to);
+    }
+    one == other
+}
+
+/// Shapes that are tried first, by what is seen at once.
+const GUESSES: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
 struct Text {
     at: u32,
     len: u32,
     column: u32,
+    /// Its hash, so that a table that grows need not read it again.
+    hash: u32,
+}
+
+/// Texts, each once for its column.
+#[derive(Debug, Default)]
+struct Texts {
+    hash: RandomState,
+    texts: Vec<Text>,
+    bytes: Vec<u8>,
+    table: HashTable<u32>,
+}
+
+/// A table wants the upper bits, too.
+#[inline]
+fn widen(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Texts {
+    #[inline]
+    fn number(&mut self, column: u32, value: &[u8]) -> u32 {
+        let mut hasher = self.hash.build_hasher();
+        hasher.write(value);
+        hasher.write_u32(column);
+        let hash = hasher.finish() as u32;
+        let (texts, bytes) = (&self.texts, &self.bytes);
+        let is_it = |number: &u32| {
+            texts.get(*number as usize).is_some_and(|text| {
+                text.hash == hash
+                    && text.column == column
+                    && bytes.get(text.at as usize..(text.at + text.len) as usize).unwrap_or_default() == value
+            })
+        };
+        if let Some(number) = self.table.find(widen(hash), is_it) {
+            return *number;
+        }
+        let number = self.texts.len() as u32;
+        self.texts.push(Text { at: self.bytes.len() as u32, len: value.len() as u32, column, hash });
+        self.bytes.extend_from_slice(value);
+        let texts = &self.texts;
+        self.table.insert_unique(widen(hash), number, |number| {
+            texts.get(*number as usize).map_or(0, |text| widen(text.hash))
+        });
+        number
+    }
+
+    #[inline]
+    fn get(&self, number: u32) -> &[u8] {
+        let Some(text) = self.texts.get(number as usize) else { return &[] };
+        self.bytes.get(text.at as usize..(text.at + text.len) as usize).unwrap_or_default()
+    }
 }
 
 #[derive(Debug)]
@@ -108,9 +256,8 @@ pub(super) struct Staging {
     shapes: Vec<Shape>,
     shape_table: HashTable<u32>,
     shape_whole: Option<u32>,
-    texts: Vec<Text>,
-    text_bytes: Vec<u8>,
-    text_table: HashTable<u32>,
+    guesses: Vec<u32>,
+    texts: Texts,
     senders: Vec<Origin>,
     sender_table: HashTable<u32>,
     traces: Vec<Trace>,
@@ -144,12 +291,33 @@ impl Staging {
         self.rows.is_empty()
     }
 
+    /// Makes it empty, and keeps its room.
+    pub(super) fn clear(&mut self) {
+        self.columns.clear();
+        self.column_numbers.clear();
+        self.shapes.clear();
+        self.shape_table.clear();
+        self.shape_whole = None;
+        self.guesses.clear();
+        self.texts.texts.clear();
+        self.texts.bytes.clear();
+        self.texts.table.clear();
+        self.senders.clear();
+        self.sender_table.clear();
+        self.traces.clear();
+        self.trace_table.clear();
+        self.rows.clear();
+        self.words.clear();
+        self.labels = super::index::Labels::default();
+        self.last_operation = Default::default();
+    }
+
     /// Bytes that it takes, more or less.
     pub(super) fn bytes(&self) -> usize {
         self.rows.len() * size_of::<Row>()
             + self.words.len() * 4
-            + self.text_bytes.len()
-            + self.texts.len() * 20
+            + self.texts.bytes.len()
+            + self.texts.texts.len() * 24
             + self.traces.len() * (size_of::<Trace>() + 8)
     }
 
@@ -195,43 +363,8 @@ impl Staging {
         number
     }
 
-    #[inline]
-    fn text(&mut self, column: u32, value: &[u8]) -> u32 {
-        let hash_of = |column: u32, value: &[u8]| {
-            let mut hasher = self.hash.build_hasher();
-            hasher.write(value);
-            hasher.write_u32(column);
-            hasher.finish()
-        };
-        let hash = hash_of(column, value);
-        let (texts, bytes) = (&self.texts, &self.text_bytes);
-        let value_of =
-            |text: &Text| bytes.get(text.at as usize..(text.at + text.len) as usize).unwrap_or_default();
-        let same = |number: &u32| {
-            texts.get(*number as usize).is_some_and(|text| text.column == column && value_of(text) == value)
-        };
-        if let Some(number) = self.text_table.find(hash, same) {
-            return *number;
-        }
-        let number = self.texts.len() as u32;
-        let text = Text { at: self.text_bytes.len() as u32, len: value.len() as u32, column };
-        self.texts.push(text);
-        self.text_bytes.extend_from_slice(value);
-        let (texts, bytes) = (&self.texts, &self.text_bytes);
-        self.text_table.insert_unique(hash, number, |number| {
-            texts.get(*number as usize).map_or(0, |text| {
-                hash_of(
-                    text.column,
-                    bytes.get(text.at as usize..(text.at + text.len) as usize).unwrap_or_default(),
-                )
-            })
-        });
-        number
-    }
-
     fn text_of(&self, number: u32) -> &[u8] {
-        let Some(text) = self.texts.get(number as usize) else { return &[] };
-        self.text_bytes.get(text.at as usize..(text.at + text.len) as usize).unwrap_or_default()
+        self.texts.get(number)
     }
 
     fn new_shape(&mut self, sum: u64, slots: &[Slot<'_>]) -> u32 {
@@ -275,12 +408,31 @@ impl Staging {
             let column = self.column(column);
             steps.push(Step::Value(column));
         }
-        self.add_shape(sum, steps, name)
+        let (mut parts, mut bytes, mut notes) =
+            (Vec::with_capacity(slots.len()), Vec::new(), Some(Vec::new()));
+        for (i, (step, slot)) in steps.iter().zip(slots).enumerate() {
+            let (tag, in_common) = Tag::of(slot);
+            let column = if let Step::Value(column) = step { *column } else { NONE };
+            let (at, len) = (bytes.len() as u32, in_common.len() as u32);
+            parts.push(Part { tag, at, len, column, last: NONE });
+            bytes.extend_from_slice(in_common);
+            match slot {
+                Slot::Attribute { key, .. } => {
+                    if let (Some(notes), Some(noted)) = (&mut notes, walk::noted(key)) {
+                        notes.push((i as u32, noted));
+                    }
+                }
+                // An attribute in other bytes than usual, which may tell something nevertheless.
+                Slot::Bytes { number: 9, .. } => notes = None,
+                _ => {}
+            }
+        }
+        self.add_shape(Shape { sum, steps, parts, bytes, notes, name })
     }
 
-    fn add_shape(&mut self, sum: u64, steps: Vec<Step>, name: Option<u32>) -> u32 {
-        let number = self.shapes.len() as u32;
-        self.shapes.push(Shape { sum, last: vec![NONE; steps.len()], steps, name });
+    fn add_shape(&mut self, shape: Shape) -> u32 {
+        let (number, sum) = (self.shapes.len() as u32, shape.sum);
+        self.shapes.push(shape);
         let shapes = &self.shapes;
         self.shape_table
             .insert_unique(sum, number, |number| shapes.get(*number as usize).map_or(0, |shape| shape.sum));
@@ -328,16 +480,27 @@ impl Staging {
         number
     }
 
-    /// Takes a span.
-    pub(super) fn push(&mut self, sender: u32, span: &Incoming<'_>, pieces: &Pieces<'_>) {
+    /// Takes a span, and notes what its attributes tell.
+    pub(super) fn push<'a>(&mut self, sender: u32, span: &mut Incoming<'a>, pieces: &Pieces<'a>) {
         let words = self.words.len() as u32;
-        let shape = match self.shape(pieces) {
-            Some(number) => {
-                self.push_words(number, pieces);
-                number
+        let shape = self.push_pieces(span, pieces);
+        let notes = shape.and_then(|shape| self.shapes.get(shape as usize)?.notes.as_deref());
+        match notes {
+            Some(notes) => {
+                for (slot, noted) in notes {
+                    if let Some(Slot::Attribute { value, .. }) = pieces.slots.get(*slot as usize) {
+                        walk::tell(*noted, *value, &mut span.known);
+                    }
+                }
             }
-            None => self.push_whole(span.raw),
-        };
+            None => {
+                if let Ok(Ok(read)) = walk::span(span.raw, &mut NoSlots) {
+                    span.known = read.known;
+                }
+            }
+        }
+        let span = &*span;
+        let shape = shape.unwrap_or_else(|| self.push_whole(span.raw));
         let mut flags = match span.kind {
             Kind::Unspecified => 0,
             Kind::Internal => 1,
@@ -375,19 +538,44 @@ impl Staging {
         });
     }
 
-    fn push_words(&mut self, shape: u32, pieces: &Pieces<'_>) {
-        let Some(mut steps) =
-            self.shapes.get_mut(shape as usize).map(|shape| std::mem::take(&mut shape.steps))
-        else {
-            return;
-        };
-        let mut last = self
-            .shapes
-            .get_mut(shape as usize)
-            .map(|shape| std::mem::take(&mut shape.last))
-            .unwrap_or_default();
-        for ((step, slot), last) in steps.iter().zip(&pieces.slots).zip(&mut last) {
-            let Step::Value(column) = step else { continue };
+    /// Finds the shape of the pieces and takes their values; none when they have no shape.
+    #[inline]
+    fn push_pieces(&mut self, span: &Incoming<'_>, pieces: &Pieces<'_>) -> Option<u32> {
+        if pieces.irregular {
+            return None;
+        }
+        // Spans of few kinds make up most: the last that looked alike is tried before the sum is made.
+        let looks = (pieces.slots.len() * 8 + span.kind as usize) % GUESSES;
+        if let Some(guess) = self.guesses.get(looks).copied()
+            && self.push_words(guess, pieces)
+        {
+            return Some(guess);
+        }
+        let number = self.shape(pieces)?;
+        if self.guesses.is_empty() {
+            self.guesses.resize(GUESSES, NONE);
+        }
+        if let Some(guess) = self.guesses.get_mut(looks) {
+            *guess = number;
+        }
+        self.push_words(number, pieces).then_some(number)
+    }
+
+    /// Takes the values of pieces of this shape; nothing when they are of another.
+    #[inline]
+    fn push_words(&mut self, shape: u32, pieces: &Pieces<'_>) -> bool {
+        let Some(shape) = self.shapes.get_mut(shape as usize) else { return false };
+        if shape.parts.len() != pieces.slots.len() {
+            return false;
+        }
+        let before = self.words.len();
+        for (part, slot) in shape.parts.iter_mut().zip(&pieces.slots) {
+            let (tag, in_common) = Tag::of(slot);
+            let there = shape.bytes.get(part.at as usize..(part.at + part.len) as usize).unwrap_or_default();
+            if part.tag != tag || !same(there, in_common) {
+                self.words.truncate(before);
+                return false;
+            }
             let value = match slot {
                 Slot::Bytes { value, .. } => *value,
                 Slot::Attribute { value, .. } => match value {
@@ -401,28 +589,35 @@ impl Staging {
                         continue;
                     }
                 },
-                _ => continue,
+                Slot::TraceId | Slot::SpanId | Slot::Parent | Slot::Start | Slot::End | Slot::Literal(_) => {
+                    continue;
+                }
             };
-            if *last == NONE || self.text_of(*last) != value {
-                *last = self.text(*column, value);
+            if part.last == NONE || !same(self.texts.get(part.last), value) {
+                part.last = self.texts.number(part.column, value);
             }
-            self.words.push(*last);
+            self.words.push(part.last);
         }
-        if let Some(shape) = self.shapes.get_mut(shape as usize) {
-            std::mem::swap(&mut shape.steps, &mut steps);
-            std::mem::swap(&mut shape.last, &mut last);
-        }
+        true
     }
 
     fn push_whole(&mut self, raw: &[u8]) -> u32 {
         let column = self.column(Column::Whole);
-        let text = self.text(column, raw);
+        let text = self.texts.number(column, raw);
         self.words.push(text);
         match self.shape_whole {
             Some(number) => number,
             None => {
                 // No slots add up to this: found by its number only.
-                let number = self.add_shape(u64::MAX, vec![Step::Value(column)], None);
+                let part = Part { tag: Tag::Whole, at: 0, len: 0, column, last: NONE };
+                let number = self.add_shape(Shape {
+                    sum: u64::MAX,
+                    steps: vec![Step::Value(column)],
+                    parts: vec![part],
+                    bytes: Vec::new(),
+                    notes: None,
+                    name: None,
+                });
                 self.shape_whole = Some(number);
                 number
             }
@@ -446,9 +641,14 @@ impl Staging {
         }
     }
 
-    fn name_of(&self, row: &Row) -> &[u8] {
+    /// The text that is the name of a span, by number.
+    fn name_text(&self, row: &Row) -> u32 {
         let at = self.shapes.get(row.shape as usize).and_then(|shape| shape.name);
-        at.map_or(&[], |at| self.text_of(word(&self.words, (row.words + at) as usize)))
+        at.map_or(NONE, |at| word(&self.words, (row.words + at) as usize))
+    }
+
+    fn name_of(&self, row: &Row) -> &[u8] {
+        self.text_of(self.name_text(row))
     }
 
     fn rows_of(&self, trace: &Trace, out: &mut Vec<u32>) {
@@ -564,6 +764,11 @@ struct Sealing<'s> {
     making: Making,
     services: HashMap<(u32, u32), u32, RandomState>,
     service_of_sender: Vec<u32>,
+    /// Labels of what was looked up before: names by text, operations and events by label of the staging, name and
+    /// environment of senders.
+    names: HashMap<u32, u32, RandomState>,
+    labels: Vec<u32>,
+    origins: Vec<Option<(u32, u32)>>,
     duplicates: u64,
 }
 
@@ -593,7 +798,7 @@ impl<'s> Sealing<'s> {
         Self {
             staging,
             streams: staging.columns.iter().map(|_| Stream::default()).collect(),
-            local: vec![NONE; staging.texts.len()],
+            local: vec![NONE; staging.texts.texts.len()],
             shapes: vec![NONE; staging.shapes.len()],
             shape_order: Vec::new(),
             senders: vec![NONE; staging.senders.len()],
@@ -603,6 +808,9 @@ impl<'s> Sealing<'s> {
             making: Making::default(),
             services: HashMap::default(),
             service_of_sender: vec![NONE; staging.senders.len()],
+            names: HashMap::default(),
+            labels: vec![NONE; staging.labels.len()],
+            origins: vec![None; staging.senders.len()],
             duplicates: 0,
         }
     }
@@ -743,10 +951,16 @@ impl<'s> Sealing<'s> {
                 verdict = root.flags;
             }
             entry.root_start = root.start;
-            entry.root_name = labels.number(staging.name_of(root));
-            if let Some(origin) = staging.senders.get(root.sender as usize) {
-                entry.root_service = labels.number(&origin.service);
-                entry.environment = labels.number(&origin.environment);
+            entry.root_name = *self
+                .names
+                .entry(staging.name_text(root))
+                .or_insert_with(|| labels.number(staging.name_of(root)));
+            if let (Some(origin), Some(known)) =
+                (staging.senders.get(root.sender as usize), self.origins.get_mut(root.sender as usize))
+            {
+                (entry.root_service, entry.environment) = *known.get_or_insert_with(|| {
+                    (labels.number(&origin.service), labels.number(&origin.environment))
+                });
             }
         }
         if verdict & ROW_ERROR != 0 {
@@ -755,9 +969,17 @@ impl<'s> Sealing<'s> {
         if verdict & ROW_TIMEOUT != 0 {
             entry.flags |= TIMED_OUT;
         }
-        let text = |number: u32| staging.labels.text(number);
-        entry.operation = labels.number(text(trace.operation));
-        entry.ui_event = labels.number(text(trace.ui_event));
+        let mut label = |number: u32| match self.labels.get_mut(number as usize) {
+            Some(known) => {
+                if *known == NONE {
+                    *known = labels.number(staging.labels.text(number));
+                }
+                *known
+            }
+            None => labels.number(&[]),
+        };
+        entry.operation = label(trace.operation);
+        entry.ui_event = label(trace.ui_event);
         self.making.entries.push(entry);
     }
 
@@ -778,29 +1000,22 @@ impl<'s> Sealing<'s> {
         group.ids.extend_from_slice(&row.span_id.to_le_bytes());
         let Some(shape) = staging.shapes.get(row.shape as usize) else { return };
         let mut at = row.words as usize;
-        for step in &shape.steps {
-            let column = match step {
-                Step::Value(column) => *column as usize,
-                Step::Parent => {
-                    match parents.place(row.parent) {
-                        Some(parent) => {
-                            let distance = place as i64 - parent as i64;
-                            put_varint(&mut group.parents, zigzag(distance) + 1);
-                        }
-                        None => {
-                            group.parents.push(0);
-                            group.parent_ids.extend_from_slice(&row.parent.to_le_bytes());
-                        }
+        for part in &shape.parts {
+            if part.tag == Tag::Parent {
+                match parents.place(row.parent) {
+                    Some(parent) => {
+                        let distance = place as i64 - parent as i64;
+                        put_varint(&mut group.parents, zigzag(distance) + 1);
                     }
-                    continue;
+                    None => {
+                        group.parents.push(0);
+                        group.parent_ids.extend_from_slice(&row.parent.to_le_bytes());
+                    }
                 }
-                Step::TraceId | Step::SpanId | Step::Start | Step::End | Step::Literal(_) => continue,
-            };
-            let (Some(form), Some(stream)) =
-                (staging.columns.get(column).map(Column::form), self.streams.get_mut(column))
-            else {
-                return;
-            };
+                continue;
+            }
+            let Some(form) = part.tag.form() else { continue };
+            let Some(stream) = self.streams.get_mut(part.column as usize) else { return };
             let first = word(&staging.words, at);
             at += 1;
             match form {
@@ -941,7 +1156,6 @@ mod tests {
     use crate::span::Sender;
     use crate::store::block;
     use crate::wire::proto::Malformed;
-    use crate::wire::walk;
     use std::collections::BTreeMap;
 
     /// Takes messages into a staging, and notes what they had: by sender and span.
@@ -960,8 +1174,10 @@ mod tests {
         }
         fn span(&mut self, raw: &'a [u8]) -> Result<(), Malformed> {
             self.pieces.clear();
-            let span = walk::span(raw, &mut self.pieces)?.unwrap();
-            self.staging.push(self.sender, &span, &self.pieces);
+            let mut span = walk::span(raw, &mut self.pieces)?.unwrap();
+            self.staging.push(self.sender, &mut span, &self.pieces);
+            let read = walk::span(raw, &mut NoSlots)?.unwrap();
+            assert_eq!(format!("{:?}", span.known), format!("{:?}", read.known));
             self.came.insert(raw.to_vec(), self.resource.to_vec());
             Ok(())
         }
@@ -1041,8 +1257,8 @@ mod tests {
             fn span(&mut self, raw: &'a [u8]) -> Result<(), Malformed> {
                 self.pieces.clear();
                 walk::span(raw, &mut walk::Check)?.unwrap();
-                let span = walk::span(raw, &mut self.pieces)?.unwrap();
-                self.staging.push(self.sender, &span, &self.pieces);
+                let mut span = walk::span(raw, &mut self.pieces)?.unwrap();
+                self.staging.push(self.sender, &mut span, &self.pieces);
                 Ok(())
             }
         }

@@ -505,39 +505,106 @@ fn narrow<T: TryFrom<u64>>(value: Any<'_>) -> Option<T> {
     number(value).and_then(|value| T::try_from(value).ok())
 }
 
+/// What an attribute tells that is known here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Noted {
+    Operation,
+    UiEvent,
+    Route,
+    Method,
+    OldMethod,
+    HttpStatus,
+    OldHttpStatus,
+    ErrorType,
+    Resends,
+    ServerAddress,
+    ServerPort,
+    Peer,
+    OldPeer,
+    PeerNamespace,
+    RpcMethod,
+    RpcStatus,
+    OldRpcStatus,
+    MessagingSystem,
+    Destination,
+    Subscription,
+    MessageAge,
+    KeepReason,
+    Db,
+    OldDb,
+}
+
+/// What an attribute of this key tells.
+#[inline]
+pub(crate) fn noted(key: &[u8]) -> Option<Noted> {
+    Some(match key {
+        b"app.operation.name" => Noted::Operation,
+        b"ui.event" => Noted::UiEvent,
+        b"http.route" => Noted::Route,
+        b"http.request.method" => Noted::Method,
+        b"http.method" => Noted::OldMethod,
+        b"http.response.status_code" => Noted::HttpStatus,
+        b"http.status_code" => Noted::OldHttpStatus,
+        b"error.type" => Noted::ErrorType,
+        b"http.request.resend_count" => Noted::Resends,
+        b"server.address" => Noted::ServerAddress,
+        b"server.port" => Noted::ServerPort,
+        b"throughline.peer.service" => Noted::Peer,
+        b"peer.service" | b"service.peer.name" => Noted::OldPeer,
+        b"throughline.peer.namespace" => Noted::PeerNamespace,
+        b"rpc.method" => Noted::RpcMethod,
+        b"rpc.status_code" | b"rpc.response.status_code" => Noted::RpcStatus,
+        b"rpc.grpc.status_code" => Noted::OldRpcStatus,
+        b"messaging.system" => Noted::MessagingSystem,
+        b"messaging.destination.name" => Noted::Destination,
+        b"messaging.destination.subscription.name" => Noted::Subscription,
+        b"throughline.message.age_ms" => Noted::MessageAge,
+        b"throughline.keep.reason" => Noted::KeepReason,
+        b"db.system.name" => Noted::Db,
+        b"db.system" => Noted::OldDb,
+        _ => return None,
+    })
+}
+
+/// Notes what an attribute tells.
+#[inline]
+pub(crate) fn tell<'a>(noted: Noted, value: Any<'a>, known: &mut Known<'a>) {
+    // Older names fill what is empty only, so that the order of attributes does not matter.
+    match noted {
+        Noted::Operation => known.operation = text(value),
+        Noted::UiEvent => known.ui_event = text(value),
+        Noted::Route => known.route = text(value),
+        Noted::Method => known.method = text(value),
+        Noted::OldMethod if known.method.is_empty() => known.method = text(value),
+        Noted::HttpStatus => known.http_status = narrow(value).unwrap_or_default(),
+        Noted::OldHttpStatus if known.http_status == 0 => {
+            known.http_status = narrow(value).unwrap_or_default();
+        }
+        Noted::ErrorType => known.error_type = text(value),
+        Noted::Resends => known.resends = narrow(value).unwrap_or_default(),
+        Noted::ServerAddress => known.server_address = text(value),
+        Noted::ServerPort => known.server_port = narrow(value).unwrap_or_default(),
+        Noted::Peer => known.peer_service = text(value),
+        Noted::OldPeer if known.peer_service.is_empty() => known.peer_service = text(value),
+        Noted::PeerNamespace => known.peer_namespace = text(value),
+        Noted::RpcMethod => known.rpc_method = text(value),
+        Noted::RpcStatus => known.rpc_status = grpc_status(value),
+        Noted::OldRpcStatus if known.rpc_status.is_empty() => known.rpc_status = grpc_status(value),
+        Noted::MessagingSystem => known.messaging_system = text(value),
+        Noted::Destination => known.messaging_destination = text(value),
+        Noted::Subscription => known.messaging_subscription = text(value),
+        Noted::MessageAge => known.message_age_ms = number(value),
+        Noted::KeepReason => known.keep_reason = text(value),
+        Noted::Db => known.db_system = text(value),
+        Noted::OldDb if known.db_system.is_empty() => known.db_system = text(value),
+        Noted::OldMethod | Noted::OldHttpStatus | Noted::OldPeer | Noted::OldRpcStatus | Noted::OldDb => {}
+    }
+}
+
 #[inline(always)]
 fn note<'a>(key: &'a [u8], value: Any<'a>, known: &mut Known<'a>) {
-    // Older names fill what is empty only, so that the order of attributes does not matter.
-    match key {
-        b"app.operation.name" => known.operation = text(value),
-        b"ui.event" => known.ui_event = text(value),
-        b"http.route" => known.route = text(value),
-        b"http.request.method" => known.method = text(value),
-        b"http.method" if known.method.is_empty() => known.method = text(value),
-        b"http.response.status_code" => known.http_status = narrow(value).unwrap_or_default(),
-        b"http.status_code" if known.http_status == 0 => {
-            known.http_status = narrow(value).unwrap_or_default()
-        }
-        b"error.type" => known.error_type = text(value),
-        b"http.request.resend_count" => known.resends = narrow(value).unwrap_or_default(),
-        b"server.address" => known.server_address = text(value),
-        b"server.port" => known.server_port = narrow(value).unwrap_or_default(),
-        b"throughline.peer.service" => known.peer_service = text(value),
-        b"peer.service" | b"service.peer.name" if known.peer_service.is_empty() => {
-            known.peer_service = text(value)
-        }
-        b"throughline.peer.namespace" => known.peer_namespace = text(value),
-        b"rpc.method" => known.rpc_method = text(value),
-        b"rpc.status_code" | b"rpc.response.status_code" => known.rpc_status = grpc_status(value),
-        b"rpc.grpc.status_code" if known.rpc_status.is_empty() => known.rpc_status = grpc_status(value),
-        b"messaging.system" => known.messaging_system = text(value),
-        b"messaging.destination.name" => known.messaging_destination = text(value),
-        b"messaging.destination.subscription.name" => known.messaging_subscription = text(value),
-        b"throughline.message.age_ms" => known.message_age_ms = number(value),
-        b"throughline.keep.reason" => known.keep_reason = text(value),
-        b"db.system.name" => known.db_system = text(value),
-        b"db.system" if known.db_system.is_empty() => known.db_system = text(value),
-        _ => {}
+    if let Some(noted) = noted(key) {
+        tell(noted, value, known);
     }
 }
 
