@@ -1,7 +1,7 @@
 //! The images: linted, with the names, users and ports that the manifests count on. There is no registry here, so only
 //! the one that stands on nothing is built, and only where buildah is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -89,6 +89,44 @@ fn the_compiler_is_the_one_that_the_workspace_asks_for() {
         let ignore = std::fs::read_to_string(workspace().join(".dockerignore")).expect("a list");
         assert!(ignore.lines().any(|line| line == format!("!{member}")), ".dockerignore leaves {member} out");
     }
+}
+
+/// Files that the sources take in by `include_bytes!` and `include_str!` must reach the build too.
+#[test]
+fn what_the_programs_include_is_in_what_the_images_are_built_from() {
+    let ignore = std::fs::read_to_string(workspace().join(".dockerignore")).expect("a list");
+    let taken: Vec<_> = ignore.lines().filter_map(|line| line.strip_prefix('!')).map(PathBuf::from).collect();
+    let mut folders: Vec<_> = ["core", "rim", "proxy", "injector", "flow", "wasm-filter"]
+        .iter()
+        .map(|name| workspace().join(name).join("src"))
+        .collect();
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            for part in text.split("include_").skip(1) {
+                let Some(name) = part.strip_prefix("bytes!(\"").or_else(|| part.strip_prefix("str!(\""))
+                else {
+                    continue;
+                };
+                let name = name.split('"').next().unwrap_or_default();
+                let whole = folder.join(name).canonicalize().expect("a file that is included");
+                let within = whole.strip_prefix(workspace().canonicalize().expect("a path")).expect("ours");
+                assert!(
+                    taken.iter().any(|root| within.starts_with(root)),
+                    "{} is left out",
+                    within.display()
+                );
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 5, "{seen}");
 }
 
 fn buildah(buildah: &Path, folder: &Folder, arguments: &[&str]) -> String {
