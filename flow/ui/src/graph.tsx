@@ -51,12 +51,12 @@ const isBad = (edge: Edge) => edge.errorRate >= 0.05
 /** Where an edge's label stands: in the gap between two columns, by the end that fewer edges share. */
 function beside(points: [number, number][], leaving: number, coming: number): [number, number] {
   const [start, end] = [points[0]!, points[points.length - 1]!]
-  if (points.length > 2 || end[0] < start[0]) {
+  if (end[0] < start[0]) {
     const place = Math.floor((points.length - 1) / 2)
     const [a, b] = [points[place]!, points[place + 1]!]
     return [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2]
   }
-  if (leaving === 1 && coming === 1) return [(start[0] + end[0]) / 2, (start[1] + end[1]) / 2]
+  if (points.length === 2 && leaving === 1 && coming === 1) return [(start[0] + end[0]) / 2, (start[1] + end[1]) / 2]
   return coming <= leaving ? [end[0] - 28, end[1]] : [start[0] + 28, start[1]]
 }
 
