@@ -57,7 +57,11 @@ function beside(points: [number, number][], leaving: number, coming: number): [n
     return [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2]
   }
   if (points.length === 2 && leaving === 1 && coming === 1) return [(start[0] + end[0]) / 2, (start[1] + end[1]) / 2]
-  return coming <= leaving ? [end[0] - 28, end[1]] : [start[0] + 28, start[1]]
+  const [above, below] = [0, 19]
+  // On the side of the line to which it does not bend.
+  return coming <= leaving
+    ? [end[0] - 28, end[1] + (points[points.length - 2]![1] < end[1] ? below : above)]
+    : [start[0] + 28, start[1] + (points[1]![1] < start[1] ? below : above)]
 }
 
 export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: string; link?: boolean }) {
