@@ -129,6 +129,8 @@ pub(super) struct Shard {
     senders: Map<u64, Known>,
     last_resource: Vec<u8>,
     last_sender: u64,
+    /// Web pages that a sidecar speaks for: nobody counts what they call.
+    pages: Map<u64, ()>,
     names: Map<u64, u32>,
     young: Generation,
     old: Generation,
@@ -153,6 +155,7 @@ impl Shard {
             senders: Map::with_hasher(hash),
             last_resource: Vec::new(),
             last_sender: 0,
+            pages: Map::with_hasher(hash),
             names: Map::with_hasher(hash),
             young: Generation::new(hash),
             old: Generation::new(hash),
@@ -171,8 +174,17 @@ impl Shard {
             self.foreign += 1;
         }
         if span.kind == Kind::Internal || span.kind == Kind::Unspecified {
+            // What a sidecar passes on of a page begins with the gesture, before the requests of it.
+            if sender.ours && !span.known.ui_event.is_empty() {
+                self.page(sender);
+            }
             return;
         }
+        let is_page = sender.ours && !self.pages.is_empty() && {
+            let id = self.sender_id(sender);
+            self.pages.contains_key(&id)
+        };
+        let sender = &Sender { ours: sender.ours && !is_page, ..*sender };
         let met = self.meet(sender, now, shared);
         let info = self.info(sender, span, met, now, shared);
         if self.young.entries.len() >= self.ids_max {
@@ -187,7 +199,15 @@ impl Shard {
         if sender.ours { self.ours(span, info, shared) } else { self.of_others(span, info, shared) }
     }
 
-    fn meet(&mut self, sender: &Sender<'_>, now: u64, shared: &impl Shared) -> Met {
+    fn page(&mut self, sender: &Sender<'_>) {
+        let id = self.sender_id(sender);
+        if self.pages.len() >= limits::SHARD_KEYS_MAX {
+            self.pages.clear();
+        }
+        self.pages.insert(id, ());
+    }
+
+    fn sender_id(&mut self, sender: &Sender<'_>) -> u64 {
         if sender.resource != self.last_resource || sender.resource.is_empty() {
             self.last_resource.clear();
             self.last_resource.extend_from_slice(sender.resource);
@@ -199,7 +219,11 @@ impl Shard {
                 self.hash.of(sender.resource)
             };
         }
-        let id = self.last_sender ^ u64::from(sender.ours);
+        self.last_sender
+    }
+
+    fn meet(&mut self, sender: &Sender<'_>, now: u64, shared: &impl Shared) -> Met {
+        let id = self.sender_id(sender) ^ u64::from(sender.ours);
         let epoch = shared.epoch();
         if let Some(known) = self.senders.get(&id)
             && known.epoch == epoch

@@ -41,6 +41,8 @@ pub(super) struct Total {
     exact: Sum,
     /// Counts in 256ths.
     spans: Sum,
+    /// How much of `spans` was taken from what a sidecar counted: of the sum of all callers it is exact.
+    settled: u64,
 }
 
 impl Total {
@@ -62,6 +64,8 @@ struct Tale {
     client: Sum,
     spans: Sum,
     caller: Sum,
+    /// Of `spans`, what was moved here from an unnamed caller.
+    named: u64,
     processed: Sum,
     unanswered: u64,
     retried: u64,
@@ -81,6 +85,8 @@ pub(super) struct Edged {
     processed: Option<Sum>,
     client: Option<Sum>,
     told_by: ToldBy,
+    /// Requests, in 256ths, that a sidecar counted as a stranger's and a span names the caller of.
+    named: u64,
     unanswered: u64,
     retries: u64,
     lag: BTreeMap<NodeId, Cell>,
@@ -118,12 +124,15 @@ impl Entered {
             sources.extend(calls.into_iter().max_by_key(|(_, count)| *count).map(|(from, _)| from));
         }
         // Services that nobody calls by their own name: what strangers ask for counts, if any do.
+        // So do strangers whose spans tell their names.
         if sources.contains(&USER) {
-            sources.retain(|source| *source == USER);
+            let is_stranger = |source: &NodeId| requests().any(|edge| edge.from == *source && edge.named > 0);
+            sources.retain(|source| *source == USER || is_stranger(source));
         }
         let mut figures = Total::default();
         for edge in requests().filter(|edge| sources.contains(&edge.from)) {
             figures.merge(&edge.total);
+            figures.settled += edge.named;
         }
         Self { figures, sources }
     }
@@ -310,6 +319,7 @@ impl World {
             (named.cell.count, named.errors, named.timeouts) = (moved * 256, moved_errors * 256, 0);
             let taken = named.cell.sum_nanos;
             edge.spans.merge(&named);
+            edge.named = named.cell.count;
             if let Some(user) = told.get_mut(&(USER, to, EdgeKind::Request)) {
                 user.server.cell.count -= moved;
                 user.server.errors -= moved_errors;
@@ -412,7 +422,7 @@ impl World {
         let histograms: [(&Histogram, f64); 2] =
             [(&timed.cell.histogram, 1.0), (&spans.cell.histogram, 1.0 / 256.0)];
         let [p50, p95, p99] = self.bounds.quantiles(&histograms, [0.5, 0.95, 0.99]);
-        let estimated = spans.cell.count > 0;
+        let estimated = spans.cell.count > total.settled;
         Figures {
             requests: exact.cell.count + weighed(spans.cell.count).round() as u64,
             errors: exact.errors + weighed(spans.errors).round() as u64,
@@ -528,7 +538,7 @@ impl World {
                 let lag: Vec<Lag> =
                     edge.lag.iter().map(|(subscription, cell)| self.lag(*subscription, cell)).collect();
                 let client =
-                    edge.client.clone().map(|exact| self.figures(&Total { exact, spans: Sum::default() }));
+                    edge.client.clone().map(|exact| self.figures(&Total { exact, ..Total::default() }));
                 Edge {
                     from: self.id(edge.from),
                     to: self.id(edge.to),
@@ -737,8 +747,20 @@ impl Edged {
 /// Who tells an edge: a server that names itself counts the request itself; told by both, it would be two. Where the
 /// server named itself and tells nobody, the client's word is all there is.
 fn edge(from: NodeId, to: NodeId, kind: EdgeKind, told: Tale) -> Edged {
-    let Tale { server, too, client, spans, processed, unanswered, retried, span_retried, lag, last, .. } =
-        told;
+    let Tale {
+        server,
+        too,
+        client,
+        spans,
+        named,
+        processed,
+        unanswered,
+        retried,
+        span_retried,
+        lag,
+        last,
+        ..
+    } = told;
     let by_server = server.cell.count > 0;
     let mut exact = if by_server { server } else { too.clone() };
     let by_client = client.cell.count > 0 || (!by_server && too.cell.count > 0);
@@ -755,7 +777,8 @@ fn edge(from: NodeId, to: NodeId, kind: EdgeKind, told: Tale) -> Edged {
         from,
         to,
         kind,
-        total: Total { exact, spans },
+        total: Total { exact, spans, settled: 0 },
+        named,
         processed: (processed.cell.count > 0).then_some(processed),
         client: (by_server && too.cell.count > 0).then_some(too),
         told_by,

@@ -140,6 +140,10 @@ impl Pods {
         let Some(service) = self.services.get(&(environment, node)) else { return Default::default() };
         let heard = service.pods.iter().filter(|known| known.pod.last_seen_unix_nanos >= from);
         let mut pods: Vec<Pod> = heard.map(|known| known.pod.clone()).collect();
+        // Spans may come without what metrics of the same pod are named by: that is no pod more.
+        if pods.iter().any(|pod| !pod.name.is_empty()) {
+            pods.retain(|pod| !pod.name.is_empty());
+        }
         pods.sort_unstable_by(|one, other| {
             other.last_seen_unix_nanos.cmp(&one.last_seen_unix_nanos).then_with(|| one.name.cmp(&other.name))
         });

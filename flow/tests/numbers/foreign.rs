@@ -1,12 +1,12 @@
 //! Spans of others become estimates where no sidecar counts, and only there.
 
 use opentelemetry_proto::tonic::metrics::v1::AggregationTemporality::Cumulative;
-use throughline_flow::numbers::{EdgeKind, Numbers, ToldBy};
+use throughline_flow::numbers::{EdgeKind, Filter, Numbers, ToldBy};
 use throughline_flow::span::{Incoming, Kind, Known, Sender, Status};
 
 use crate::push::{
     Draw, Durations, MINUTE, SECOND, START, counts, explicit, graph, histogram, numbers, request, resource,
-    text,
+    text, whole,
 };
 
 const MS: u64 = 1_000_000;
@@ -158,6 +158,28 @@ fn a_span_names_the_caller_of_what_a_sidecar_counted_and_adds_nothing() {
     assert_eq!((counts(&graph, "user", "orders").0, counts(&graph, "web", "orders").0), (20, 30));
     let orders = graph.nodes.iter().find(|node| node.id == "orders").unwrap();
     assert_eq!(orders.figures.requests, 50);
+}
+
+#[test]
+fn a_page_that_a_sidecar_speaks_for_is_the_caller_of_what_was_counted() {
+    let numbers = numbers();
+    for number in 0..30 {
+        let mut gesture = span(Kind::Internal, 50 + number, None);
+        gesture.known = Known { ui_event: b"button_click", ..gesture.known };
+        offer(&numbers, "shop-ui", true, &gesture);
+        offer(&numbers, "shop-ui", true, &span(Kind::Client, 100 + number, Some(50 + number)));
+        offer(&numbers, "web", true, &span(Kind::Server, 200 + number, Some(100 + number)));
+    }
+    let point = explicit(Vec::new(), START, START + SECOND, &Durations { nanos: vec![40 * MS; 50] });
+    let metric = histogram("http.server.request.duration", vec![point], Cumulative);
+    numbers.metrics(&request(resource("web", &[]), "throughline", vec![metric]), START + SECOND).unwrap();
+    settle(&numbers);
+    let graph = graph(&numbers, None);
+    assert_eq!((counts(&graph, "user", "web").0, counts(&graph, "shop-ui", "web").0), (20, 30));
+    assert_eq!(graph.edges.len(), 2, "{:?}", graph.edges);
+    // Strangers with a name and without are the same strangers, and all of them were counted.
+    let entered = numbers.stats(&Filter::default(), whole()).unwrap().figures;
+    assert_eq!((entered.requests, entered.estimated), (50, false));
 }
 
 #[test]

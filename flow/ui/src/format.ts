@@ -13,6 +13,9 @@ export function ms(value: number): string {
   return `${Math.floor(value / 60_000)} min ${Math.round((value % 60_000) / 1000)} s`
 }
 
+/** Milliseconds of what was measured: without a duration there is nothing to show, and no request takes none. */
+export const latency = (value: number) => (value > 0 ? ms(value) : '–')
+
 /** Nanoseconds. */
 export const ns = (value: number) => ms(value / 1e6)
 

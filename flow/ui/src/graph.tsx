@@ -2,7 +2,7 @@
 // table beside it says the same in words.
 import { useMemo, useRef, useState } from 'preact/hooks'
 import type { Edge, Graph, Node } from './api'
-import { count, ms, percent, plural } from './format'
+import { count, latency, ms, percent, plural } from './format'
 import { useKeys } from './keys'
 import { HealthMark, Search, shape, Table } from './parts'
 import { to } from './route'
@@ -12,14 +12,17 @@ const [WIDTH, HEIGHT, MARGIN] = [192, 54, 34]
 const [WIDE, HIGH] = [1180, 1000]
 
 const KINDS: Record<string, string> = { service: '', user: 'callers', external: 'outside', topic: 'topic', subscription: 'subscription', database: 'database', other: 'others' }
-const PROVENANCE: Record<string, string> = { proven: 'both ends reported', inferred: 'only the caller reported', async: 'messages', link: 'linked' }
+const PROVENANCE: Record<string, string> = { proven: 'the called service reported', inferred: 'only the caller reported', async: 'messages', link: 'linked' }
 
 const cut = (text: string, length: number) => (text.length > length ? text.slice(0, length - 1) + '…' : text)
 const label = (node: Node) => (node.kind === 'topic' ? node.service.name || node.id.replace(/^topic:/, '') : node.service.name || node.id)
 
 function lag(edge: Edge): string {
   const first = edge.lag?.[0]
-  return first ? `lag ${ms(first.p95 ?? first.avg)}` : ''
+  if (!first) return ''
+  const value = first.p95 ?? first.avg
+  // Ages of messages are whole milliseconds.
+  return value > 0 ? `lag ${ms(value)}` : 'lag <1 ms'
 }
 
 /** A curve through the places, level at both ends. */
@@ -33,13 +36,32 @@ function path(points: [number, number][]): string {
   return text
 }
 
-function route(edge: Edge, from: [number, number], end: [number, number]): [number, number][] {
+function route(edge: Edge, from: [number, number], end: [number, number], middle: (place: [number, number]) => [number, number]): [number, number][] {
+  const passes = (edge.passes ?? []).map(middle)
   const back = end[0] < from[0] || (end[0] === from[0] && !edge.passes?.length)
   const half = WIDTH / 2
   if (edge.from === edge.to) return [[from[0] + half, from[1]], [from[0] + half + 26, from[1] + 34], [from[0], from[1] + HEIGHT / 2 + 4]]
   return back
-    ? [[from[0] - half, from[1] + 12], ...(edge.passes ?? []), [end[0] + half + 4, end[1] + 12]]
-    : [[from[0] + half, from[1]], ...(edge.passes ?? []), [end[0] - half - 4, end[1]]]
+    ? [[from[0] - half, from[1] + 12], ...passes, [end[0] + half + 4, end[1] + 12]]
+    : [[from[0] + half, from[1]], ...passes, [end[0] - half - 4, end[1]]]
+}
+
+const isBad = (edge: Edge) => edge.errorRate >= 0.05
+
+/** Where an edge's label stands: in the gap between two columns, by the end that fewer edges share. */
+function beside(points: [number, number][], leaving: number, coming: number): [number, number] {
+  const [start, end] = [points[0]!, points[points.length - 1]!]
+  if (end[0] < start[0]) {
+    const place = Math.floor((points.length - 1) / 2)
+    const [a, b] = [points[place]!, points[place + 1]!]
+    return [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2]
+  }
+  if (points.length === 2 && leaving === 1 && coming === 1) return [(start[0] + end[0]) / 2, (start[1] + end[1]) / 2]
+  const [above, below] = [0, 19]
+  // On the side of the line to which it does not bend.
+  return coming <= leaving
+    ? [end[0] - 28, end[1] + (points[points.length - 2]![1] < end[1] ? below : above)]
+    : [start[0] + 28, start[1] + (points[1]![1] < start[1] ? below : above)]
 }
 
 export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: string; link?: boolean }) {
@@ -59,9 +81,13 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
   const found = search ? new Set(graph.nodes.filter(node => label(node).toLowerCase().includes(search.toLowerCase())).map(node => node.id)) : undefined
   const first = found && [...found][0]
   const near = (edge: Edge) => !found || found.has(edge.from) || found.has(edge.to)
-  const at = (id: string): [number, number] => {
-    const [x, y] = places.get(id)?.place ?? [0, 0]
-    return [x + WIDTH / 2 + MARGIN, y + HEIGHT / 2 + MARGIN]
+  const middle = ([x, y]: [number, number]): [number, number] => [x + WIDTH / 2 + MARGIN, y + HEIGHT / 2 + MARGIN]
+  const at = (id: string) => middle(places.get(id)?.place ?? [0, 0])
+  const drawn = graph.edges.flatMap((edge, key) => (places.has(edge.from) && places.has(edge.to) ? [{ edge, key, points: route(edge, at(edge.from), at(edge.to), middle) }] : []))
+  const [leaving, coming] = [new Map<string, number>(), new Map<string, number>()]
+  for (const { edge } of drawn) {
+    leaving.set(edge.from, (leaving.get(edge.from) ?? 0) + 1)
+    coming.set(edge.to, (coming.get(edge.to) ?? 0) + 1)
   }
   const show = () => {
     if (!first || !frame.current) return
@@ -85,20 +111,23 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
       <div class="graph" ref={frame} tabIndex={0} role="region" aria-label={`${title}, drawing`}>
         <svg viewBox={`0 0 ${width} ${height}`} width={whole ? undefined : width} height={whole ? undefined : height} class={whole ? 'whole' : undefined} role="group" aria-label={`${plural(graph.nodes.length, 'node')}, ${plural(graph.edges.length, 'edge')}; the table says the same`}>
           <defs>{['line', 'bad'].map(name => <marker key={name} id={`arrow-${name}`} viewBox="0 0 8 8" refX="6" refY="4" markerWidth="8" markerHeight="8" markerUnits="userSpaceOnUse" orient="auto"><path class={`arrow ${name}`} d="M0 0L8 4L0 8z" /></marker>)}</defs>
-          {graph.edges.map((edge, place) => {
-            if (!places.has(edge.from) || !places.has(edge.to)) return null
-            const points = route(edge, at(edge.from), at(edge.to))
-            const [a, b] = [points[Math.floor((points.length - 1) / 2)]!, points[Math.floor((points.length - 1) / 2) + 1]!]
-            const bad = edge.errorRate >= 0.05
+          {drawn.map(({ edge, points, key }) => {
+            const bad = isBad(edge)
+            const line = path(points)
+            return <g key={key} class={`edge ${edge.provenance}${bad ? ' bad' : ''}${near(edge) ? '' : ' dim'}`}>
+              <path class="stroke" d={line} marker-end={`url(#arrow-${bad ? 'bad' : 'line'})`} />
+              {edge.provenance === 'async' && <path class="core" d={line} />}
+            </g>
+          })}
+          {graph.edges.length <= 150 && drawn.map(({ edge, points, key }) => {
             const said = lag(edge) || (edge.kind === 'request' && edge.avgLatency ? ms(edge.avgLatency) : '')
             // Where the topic is no node of its own, its name stands below the line.
             const topic = edge.topic && places.get(edge.from)?.kind !== 'topic' && places.get(edge.to)?.kind !== 'topic' ? cut(edge.topic, 14) : ''
-            const line = path(points)
-            return <g key={place} class={`edge ${edge.provenance}${bad ? ' bad' : ''}${near(edge) ? '' : ' dim'}`}>
-              <path class="stroke" d={line} marker-end={`url(#arrow-${bad ? 'bad' : 'line'})`} />
-              {edge.provenance === 'async' && <path class="core" d={line} />}
-              {topic && graph.edges.length <= 150 && <text x={(a[0] + b[0]) / 2} y={(a[1] + b[1]) / 2 + 17}>{topic}</text>}
-              {said && graph.edges.length <= 150 && <text x={(a[0] + b[0]) / 2} y={(a[1] + b[1]) / 2 - 6}>{said}</text>}
+            if (!said && !topic) return null
+            const [x, y] = beside(points, leaving.get(edge.from) ?? 1, coming.get(edge.to) ?? 1)
+            return <g key={key} class={`edge${near(edge) ? '' : ' dim'}`}>
+              {topic && <text x={x} y={y + 17}>{topic}</text>}
+              {said && <text x={x} y={y - 6}>{said}</text>}
             </g>
           })}
           {graph.nodes.map(node => {
@@ -106,7 +135,7 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
             const isService = node.kind === 'service'
             const dim = found && !found.has(node.id)
             const shown = cut(label(node), isService ? 19 : 21)
-            const about = isService && !node.metrics.requestCount ? 'not called' : isService ? `${count(node.metrics.requestCount)} · ${ms(node.metrics.avgLatency)}${node.metrics.errorCount ? ` · ✕ ${percent(node.metrics.errorCount / Math.max(1, node.metrics.requestCount))}` : ''}` : KINDS[node.kind] ?? node.kind
+            const about = isService && !node.metrics.requestCount ? 'not called' : isService ? `${count(node.metrics.requestCount)} · ${latency(node.metrics.avgLatency)}${node.metrics.errorCount ? ` · ✕ ${percent(node.metrics.errorCount / Math.max(1, node.metrics.requestCount))}` : ''}` : KINDS[node.kind] ?? node.kind
             const body = <>
               {node.kind === 'topic' || node.kind === 'subscription'
                 ? <rect class="box" width={WIDTH} height={HEIGHT} rx={HEIGHT / 2} />
@@ -115,7 +144,7 @@ export function FlowGraph({ graph, title, link = true }: { graph: Graph; title: 
               <text class="name" x={isService ? 34 : 16} y="23">{shown}</text>
               <text class="about" x={isService ? 34 : 16} y="41">{about}</text>
             </>
-            const name = `${label(node)}, ${isService ? `${node.status}, ${plural(node.metrics.requestCount, 'request')}, average ${ms(node.metrics.avgLatency)}` : KINDS[node.kind]}`
+            const name = `${label(node)}, ${isService ? `${node.status}, ${plural(node.metrics.requestCount, 'request')}, average ${latency(node.metrics.avgLatency)}` : KINDS[node.kind]}`
             const classes = `node ${node.kind} ${isService ? node.status : ''}${dim ? ' dim' : ''}${node.id === first ? ' found' : ''}`
             const where = `translate(${x - WIDTH / 2} ${y - HEIGHT / 2})`
             return isService && link
@@ -151,15 +180,15 @@ function Twin({ graph, names, search, link }: { graph: Graph; names: Map<string,
   return <div class="twin">
     <h3>Services</h3>
     <Table caption="Services of the graph" keyOf={node => node.id} rows={graph.nodes.filter(node => fits(label(node)))}
-      href={link ? node => (node.kind === 'service' ? to('services', node.service.name) : location.pathname + location.search) : undefined}
+      href={link ? node => (node.kind === 'service' ? to('services', node.service.name, { namespace: node.service.namespace || undefined }) : undefined) : undefined}
       columns={[
         { name: 'Name', sort: label, cell: label },
         { name: 'Kind', sort: node => node.kind, cell: node => KINDS[node.kind] || node.kind },
         { name: 'Health', sort: node => node.status, cell: node => (node.kind === 'service' ? <HealthMark of={node.status} /> : '–') },
         { name: 'Requests', number: true, sort: node => node.metrics.requestCount, cell: node => count(node.metrics.requestCount) },
         { name: 'Errors', number: true, sort: node => node.metrics.errorCount, cell: node => count(node.metrics.errorCount) },
-        { name: 'Average', number: true, sort: node => node.metrics.avgLatency, cell: node => ms(node.metrics.avgLatency) },
-        { name: 'p95', number: true, sort: node => node.metrics.p95Latency, cell: node => ms(node.metrics.p95Latency) },
+        { name: 'Average', number: true, sort: node => node.metrics.avgLatency, cell: node => latency(node.metrics.avgLatency) },
+        { name: 'p95', number: true, sort: node => node.metrics.p95Latency, cell: node => latency(node.metrics.p95Latency) },
       ]} />
     <h3>Calls and messages</h3>
     <Table caption="Edges of the graph" keyOf={edge => `${edge.from}\n${edge.to}\n${edge.kind}\n${edge.topic ?? ''}`} rows={graph.edges.filter(edge => fits(name(edge.from), name(edge.to)))}
@@ -170,7 +199,7 @@ function Twin({ graph, names, search, link }: { graph: Graph; names: Map<string,
         { name: 'Known by', sort: edge => edge.provenance, cell: edge => PROVENANCE[edge.provenance] ?? edge.provenance },
         { name: 'Calls', number: true, sort: edge => edge.callCount, cell: edge => count(edge.callCount) },
         { name: 'Error rate', number: true, sort: edge => edge.errorRate, cell: edge => percent(edge.errorRate) },
-        { name: 'Average', number: true, sort: edge => edge.avgLatency, cell: edge => ms(edge.avgLatency) },
+        { name: 'Average', number: true, sort: edge => edge.avgLatency, cell: edge => latency(edge.avgLatency) },
         { name: 'Retries', number: true, sort: edge => edge.retryCount, cell: edge => count(edge.retryCount) },
         { name: 'Lag p95', number: true, cell: edge => lag(edge).replace('lag ', '') || '–' },
       ]} />

@@ -130,7 +130,7 @@ export function Search({ value, label, onInput }: { value: string; label: string
 export interface Column<T> { name: string; number?: boolean; sort?: (row: T) => number | string; cell: (row: T) => ComponentChildren; bar?: (row: T) => number }
 
 /** A table: sortable, `j` and `k` go through its rows, Enter opens one. */
-export function Table<T>({ caption, columns, rows, href, keyOf, initial = -1 }: { caption: string; columns: Column<T>[]; rows: T[]; href?: (row: T) => string; keyOf: (row: T) => string; initial?: number }) {
+export function Table<T>({ caption, columns, rows, href, keyOf, initial = -1 }: { caption: string; columns: Column<T>[]; rows: T[]; href?: (row: T) => string | undefined; keyOf: (row: T) => string; initial?: number }) {
   const [sort, setSort] = useState<[number, boolean]>([initial, true])
   const body = useRef<HTMLTableSectionElement>(null)
   const by = columns[sort[0]]?.sort
@@ -156,13 +156,15 @@ export function Table<T>({ caption, columns, rows, href, keyOf, initial = -1 }: 
           {column.sort ? <button type="button" onClick={() => setSort([place, now ? !sort[1] : true])}>{column.name}<span aria-hidden="true">{now ? (sort[1] ? ' ▾' : ' ▴') : ''}</span></button> : column.name}
         </th>
       })}</tr></thead>
-      <tbody ref={body}>{sorted.map(row =>
-        <tr key={keyOf(row)} onClick={event => { if (href && !(event.target as Element).closest('a, button') && !getSelection()?.toString()) go(href(row)) }} class={href ? 'opens' : undefined}>
+      <tbody ref={body}>{sorted.map(row => {
+        const opens = href?.(row)
+        return <tr key={keyOf(row)} onClick={event => { if (opens && !(event.target as Element).closest('a, button') && !getSelection()?.toString()) go(opens) }} class={opens ? 'opens' : undefined}>
           {columns.map((column, place) => {
-            const cell = place === 0 && href ? <a href={href(row)}>{column.cell(row)}</a> : column.cell(row)
+            const cell = place === 0 && opens ? <a href={opens}>{column.cell(row)}</a> : column.cell(row)
             return place === 0 ? <th key={place} scope="row">{cell}</th> : <td key={place} class={column.number ? 'number' : undefined}>{cell}</td>
           })}
-        </tr>)}
+        </tr>
+      })}
       </tbody>
     </table>
   </div>

@@ -136,6 +136,15 @@ test('filters stand in the address, and the address gives the filters', () => lo
   await page.locator('tbody tr').first().waitFor()
 }))
 
+/** Goes on with the Tab key until the focus is where it should be. */
+async function tabTo(page, isThere) {
+  for (let turn = 0; turn < 60; turn++) {
+    if (await page.evaluate(isThere)) return
+    await page.keyboard.press('Tab')
+  }
+  assert.fail(`60 times Tab did not lead to ${isThere}`)
+}
+
 test('an operation is reached, read and left by the keyboard alone', () => look(async (page, go) => {
   await go('/')
   await page.locator('tbody tr').first().waitFor()
@@ -152,9 +161,12 @@ test('an operation is reached, read and left by the keyboard alone', () => look(
   await page.keyboard.press('g')
   await page.keyboard.press('f')
   await page.getByRole('heading', { name: 'Traces' }).waitFor()
-  await page.getByLabel('Status').selectOption('error')
+  await page.locator('tbody tr').first().waitFor()
+  await tabTo(page, () => document.activeElement?.closest('label')?.textContent.startsWith('Status'))
+  await page.keyboard.type('error')
+  await page.waitForURL(/status=error/)
   await page.waitForFunction(() => [...document.querySelectorAll('tbody tr')].every(row => row.textContent.includes('error')))
-  await page.locator('body').evaluate(() => document.activeElement.blur())
+  await page.keyboard.press('Escape')
   await page.keyboard.press('j')
   await page.keyboard.press('Enter')
   await rows(page)
@@ -165,6 +177,7 @@ test('an operation is reached, read and left by the keyboard alone', () => look(
   await page.waitForFunction(url => location.href !== url, first)
   await page.keyboard.press('[')
   await page.waitForFunction(url => location.href === url, first)
+  await tabTo(page, () => document.activeElement?.classList.contains('details'))
   await page.keyboard.press('Escape')
   await page.locator('.details').waitFor({ state: 'detached' })
   await page.keyboard.press('k')
@@ -228,18 +241,40 @@ test('a request is copied as curl without its secrets', () => look(async (page, 
   assert.match(await page.evaluate(() => navigator.clipboard.readText()), /q=lamp&token=REDACTED/)
 }, { permissions: ['clipboard-read', 'clipboard-write'] }))
 
-test('a flow that ends is on the list without a reload, and a lost connection comes back', () => look(async (page, go) => {
+/** A trace of one span of an operation. */
+const fresh = operation => [span({ trace: hex(16), name: 'GET /fresh', service: 'web', base: Date.now() - 50, took: 20_000, attributes: { 'app.operation.name': operation, 'http.request.method': 'GET', 'http.route': '/fresh', 'http.response.status_code': 200 } })]
+
+test('a flow that ends is on the list without a reload', () => look(async (page, go) => {
   await go('/traces')
   await page.getByText('Live').waitFor()
-  const trace = hex(16)
-  await flow.send([span({ trace, name: 'GET /fresh', service: 'web', base: Date.now() - 50, took: 20_000, attributes: { 'app.operation.name': 'just_now', 'http.request.method': 'GET', 'http.route': '/fresh', 'http.response.status_code': 200 } })])
+  await flow.send(fresh('just_now'))
   await page.getByRole('table').getByText('just_now').waitFor()
-  const alone = await server()
-  await page.goto(alone.url + '/operations')
-  await page.getByText('Live').waitFor()
-  await alone.stop()
-  await page.getByText('Not connected; trying again').waitFor()
-}, { allowed: /WebSocket|Failed to load resource/ }))
+}))
+
+test('a lost connection comes back by itself, and so do updates', async () => {
+  let alone = await server()
+  try {
+    await look(async page => {
+      const told = []
+      page.on('websocket', socket => socket.on('framereceived', ({ payload }) => told.push(String(payload))))
+      await page.goto(alone.url + '/traces')
+      await page.getByText('Live').waitFor()
+      await alone.stop('SIGKILL')
+      await page.getByText('Not connected; trying again').waitFor()
+      // What is on the page from here on came by the connection: nothing is loaded again.
+      await page.evaluate(() => { globalThis.sameDocument = true })
+      alone = await server(alone.told)
+      await page.getByText('Live').waitFor()
+      await alone.send(fresh('after_the_loss'))
+      await page.getByRole('table').getByText('after_the_loss').waitFor()
+      assert.equal(await page.evaluate(() => globalThis.sameDocument), true)
+      // Lists are asked for by a clock, too: that the connection told of the flow is in its frames.
+      assert.ok(told.some(frame => frame.includes('flow_complete') && frame.includes('after_the_loss')), told.join('\n'))
+    }, { allowed: /WebSocket|Failed to load resource/ })
+  } finally {
+    await alone.stop()
+  }
+})
 
 test('a trace is saved as one file that shows it without a server', () => look(async (page, go) => {
   const folder = mkdtempSync(join(tmpdir(), 'throughline-saved-'))
@@ -285,15 +320,17 @@ const MACHINE = () => {
   for (let turn = 0; turn < 2e7; turn++) sum = (sum + turn * 7) % 1000003
   return [performance.now() - began, sum]
 }
-/** The same on the machine whose figures the limits are, alone. */
+/** The same where the limits hold as they stand: two cores with nothing else to do, and this browser. */
 const MACHINE_ALONE = 90
+/** A machine slower than this says nothing about the page; limits grow no further. */
+const SLOW_MAX = 8
 
 test('10,000 spans: first rows within a second, and it scrolls smoothly', () => look(async (page, go) => {
   const machine = async () => (await page.evaluate(MACHINE))[0]
   const figures = []
   for (let run = 0; run < 3; run++) {
     await go('/doctor')
-    const slow = Math.max(1, (await machine()) / MACHINE_ALONE)
+    const before = await machine()
     const began = Date.now()
     await page.goto(`${flow.url}/traces/${big}`, { waitUntil: 'commit' })
     await rows(page)
@@ -315,6 +352,8 @@ test('10,000 spans: first rows within a second, and it scrolls smoothly', () => 
     frames.sort((one, other) => one - other)
     const p95 = frames[Math.floor(frames.length * 0.95)]
     const [heap, nodes] = await page.evaluate(() => [performance.memory?.usedJSHeapSize ?? 0, document.querySelectorAll('*').length])
+    // Others come and go meanwhile: the machine of this run is the slower of before and after.
+    const slow = Math.min(SLOW_MAX, Math.max(1, before / MACHINE_ALONE, (await machine()) / MACHINE_ALONE))
     figures.push({ first, p95: Number(p95.toFixed(1)), slow: Number(slow.toFixed(2)), heapMB: Math.round(heap / 1e6), nodes })
   }
   console.log(`${LARGE} spans, three runs: ${JSON.stringify(figures)}`)

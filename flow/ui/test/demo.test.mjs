@@ -69,6 +69,10 @@ test('a click in the shop is one trace from the button to the parcel, on the das
     assert.match(await rows.first().innerText(), /shop-ui/)
     const services = (await page.locator('.row .service').allInnerTexts()).map(text => text.trim())
     for (const name of ['web', 'orders', 'stock', 'payments', 'warehouse', 'shipping']) assert.ok(services.includes(name), `${name} in ${services}`)
+    // The page is a caller in the graph of the operation, too.
+    await asked('operations/checkout/graph', answer => answer.graph?.edges.some(edge => edge.from === 'shop-ui' && edge.to === 'web'))
+    await page.goto(`${dashboard}/operations/checkout`)
+    await page.locator('.graph .node').filter({ hasText: 'shop-ui' }).waitFor()
     assert.deepEqual(complaints, [])
   } finally {
     await context.close()

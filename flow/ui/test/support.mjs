@@ -14,13 +14,13 @@ const ARGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--disable-back
 export const chromiumPath = process.env.THROUGHLINE_TEST_CHROMIUM ?? '/usr/bin/chromium'
 export const launch = () => chromium.launch({ executablePath: chromiumPath, headless: true, args: ARGS })
 
-/** A flow server with all in memory. */
-export async function server() {
+/** A flow server with all in memory; at ports of its own choice, or again at those of another. */
+export async function server({ api = '127.0.0.1:0', otlp_http = '127.0.0.1:0' } = {}) {
   const binary = process.env.THROUGHLINE_TEST_FLOW ?? workspace('target/quick/throughline-flow')
   if (!existsSync(binary)) throw new Error(`no flow server at ${binary}: cargo build --profile quick -p throughline-flow`)
   const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(THROUGHLINE|OTEL)_/.test(name)))
   const child = spawn(binary, [], {
-    env: { ...env, THROUGHLINE_FLOW_LISTEN: '127.0.0.1:0', THROUGHLINE_FLOW_OTLP_HTTP: '127.0.0.1:0', THROUGHLINE_FLOW_OTLP_GRPC: 'off', THROUGHLINE_FLOW_MEMORY_ONLY: 'on', THROUGHLINE_FLOW_DRAIN_TIMEOUT: '1000' },
+    env: { ...env, THROUGHLINE_FLOW_LISTEN: api, THROUGHLINE_FLOW_OTLP_HTTP: otlp_http, THROUGHLINE_FLOW_OTLP_GRPC: 'off', THROUGHLINE_FLOW_MEMORY_ONLY: 'on', THROUGHLINE_FLOW_DRAIN_TIMEOUT: '1000' },
     stdio: ['ignore', 'pipe', 'pipe'],
   })
   const heard = []
@@ -40,6 +40,7 @@ export async function server() {
   const url = `http://${told.api}`
   return {
     url,
+    told,
     /** Sends resource spans, in requests of a size that the server takes. */
     async send(resources) {
       for (let at = 0; at < resources.length; at += 50) {
@@ -59,10 +60,10 @@ export async function server() {
         await new Promise(done => setTimeout(done, 100))
       }
     },
-    async stop() {
-      if (child.exitCode !== null) return
+    async stop(signal = 'SIGTERM') {
+      if (child.exitCode !== null || child.signalCode !== null) return
       const ended = new Promise(done => child.once('exit', done))
-      child.kill('SIGTERM')
+      child.kill(signal)
       await ended
     },
   }

@@ -1,7 +1,7 @@
 // One operation: its numbers, where it goes, what fails, its latest flows.
 import type { Graph, Operation, Stats, TraceInList } from '../api'
 import { query } from '../api'
-import { count, ms, percent } from '../format'
+import { count, latency, percent } from '../format'
 import { FlowGraph } from '../graph'
 import { Answer, Cards, Filters, since, Table, useAsk } from '../parts'
 import { to } from '../route'
@@ -26,7 +26,7 @@ export function OperationPage({ name, params }: { name: string; params: URLSearc
       { name: 'Total requests', value: count(stats.totalRequests), note: stats.estimated ? 'from sampled spans' : 'every request counted' },
       { name: 'Success rate', value: percent(stats.successCount / Math.max(1, stats.totalRequests)) },
       { name: 'Error rate', value: percent(stats.errorCount / Math.max(1, stats.totalRequests)), note: [`${count(stats.errorCount)} failed`, stats.retryCount ? `${count(stats.retryCount)} retries` : ''].filter(Boolean).join(', '), bad: stats.errorCount / Math.max(1, stats.totalRequests) >= 0.05 },
-      { name: 'Average latency', value: ms(stats.avgLatency), note: `p50 ${ms(stats.p50Latency)}, p95 ${ms(stats.p95Latency)}, p99 ${ms(stats.p99Latency)}` },
+      { name: 'Average latency', value: latency(stats.avgLatency), note: `p50 ${latency(stats.p50Latency)}, p95 ${latency(stats.p95Latency)}, p99 ${latency(stats.p99Latency)}` },
     ]} />}</Answer>
     <Answer of={graph} what="graph">{({ graph }) => <FlowGraph graph={graph} title="Flow graph" />}</Answer>
     <div class="columns">
@@ -41,8 +41,8 @@ export function OperationPage({ name, params }: { name: string; params: URLSearc
         { name: 'Route', sort: row => row.route, cell: row => <code>{row.route}</code> },
         { name: 'Requests', number: true, sort: row => row.requestCount, cell: row => count(row.requestCount) },
         { name: 'Errors', number: true, sort: row => row.errorCount, cell: row => count(row.errorCount) },
-        { name: 'Average', number: true, sort: row => row.avgLatency, cell: row => ms(row.avgLatency) },
-        { name: 'p95', number: true, sort: row => row.p95Latency, cell: row => ms(row.p95Latency) },
+        { name: 'Average', number: true, sort: row => row.avgLatency, cell: row => latency(row.avgLatency) },
+        { name: 'p95', number: true, sort: row => row.p95Latency, cell: row => latency(row.p95Latency) },
       ]} /></section>}
     </div>
     <section class="panel"><header class="panel-head"><h2>Latest traces</h2></header>

@@ -1,7 +1,7 @@
 // What users do: every operation with its counts, and the four numbers of all of them.
 import type { Operation } from '../api'
 import { query } from '../api'
-import { ago, count, ms, percent } from '../format'
+import { ago, count, latency, ms, percent } from '../format'
 import { useFlows } from '../live'
 import { Answer, Cards, Empty, Filters, Search, since, Start, Table, useAsk } from '../parts'
 import { put, to } from '../route'
@@ -17,7 +17,7 @@ export function Operations({ params }: { params: URLSearchParams }) {
       const shown = operations.filter(operation => operation.name.toLowerCase().includes(search.toLowerCase()))
       const total = shown.reduce((sum, { count }) => sum + count, 0)
       const errors = shown.reduce((sum, { count, errorRate }) => sum + count * errorRate, 0)
-      const latency = shown.reduce((sum, { count, avgLatency }) => sum + count * avgLatency, 0)
+      const together = shown.reduce((sum, { count, avgLatency }) => sum + count * avgLatency, 0)
       const estimated = shown.some(operation => operation.estimated)
       return <>
         <Filters params={params} of={[{ key: 'environment', label: 'Environment', all: 'All', values: environments }]}>
@@ -28,7 +28,7 @@ export function Operations({ params }: { params: URLSearchParams }) {
             { name: 'Total requests', value: count(total), note: estimated ? 'in part from sampled spans' : 'every request counted' },
             { name: 'Success rate', value: total ? percent(1 - errors / total) : '–' },
             { name: 'Error rate', value: total ? percent(errors / total) : '–', note: `${count(Math.round(errors))} failed`, bad: total > 0 && errors / total >= 0.05 },
-            { name: 'Average latency', value: total ? ms(latency / total) : '–' },
+            { name: 'Average latency', value: total ? ms(together / total) : '–' },
           ]} />
           <UnderWay />
           {shown.length === 0 ? <Empty title="No operation has this in its name"><p>Clear the search, or choose another environment or time range.</p></Empty>
@@ -38,9 +38,9 @@ export function Operations({ params }: { params: URLSearchParams }) {
                 { name: 'Operation', sort: row => row.name, cell: row => row.name || '(unnamed)' },
                 { name: 'Count', number: true, sort: row => row.count, cell: row => count(row.count) },
                 { name: 'Error rate', number: true, sort: row => row.errorRate, cell: row => <Rate of={row.errorRate} /> },
-                { name: 'Average', number: true, sort: row => row.avgLatency, cell: row => ms(row.avgLatency) },
-                { name: 'p95', number: true, sort: row => row.p95Latency, cell: row => ms(row.p95Latency) },
-                { name: 'p99', number: true, sort: row => row.p99Latency, cell: row => ms(row.p99Latency) },
+                { name: 'Average', number: true, sort: row => row.avgLatency, cell: row => latency(row.avgLatency) },
+                { name: 'p95', number: true, sort: row => row.p95Latency, cell: row => latency(row.p95Latency) },
+                { name: 'p99', number: true, sort: row => row.p99Latency, cell: row => latency(row.p99Latency) },
                 { name: 'Environment', sort: row => row.environment, cell: row => row.environment || '–' },
                 { name: 'Last seen', sort: row => row.lastSeen, cell: row => ago(row.lastSeen) },
               ]} />}

@@ -1,7 +1,7 @@
 // Services: how each does, who calls it and whom it calls, and whether it hands the context on.
 import type { Graph, Operation, ServiceDetails, ServiceInList } from '../api'
 import { query } from '../api'
-import { ago, count, ms, percent, plural } from '../format'
+import { ago, count, latency, percent, plural } from '../format'
 import { FlowGraph } from '../graph'
 import { Answer, Cards, Empty, Filters, HealthMark, Search, since, Start, Table, useAsk, Verdicts } from '../parts'
 import { put, to } from '../route'
@@ -29,8 +29,8 @@ export function ServicesPage({ params }: { params: URLSearchParams }) {
         { name: 'Health', sort: row => ['healthy', 'degraded', 'down'].indexOf(row.status), cell: row => <HealthMark of={row.status} /> },
         { name: 'Requests', number: true, sort: row => row.metrics.requestCount, cell: row => count(row.metrics.requestCount) },
         { name: 'Error rate', number: true, sort: row => row.metrics.errorRate, cell: row => <Rate of={row.metrics.errorRate} /> },
-        { name: 'Average', number: true, sort: row => row.metrics.avgLatency, cell: row => ms(row.metrics.avgLatency) },
-        { name: 'p95', number: true, sort: row => row.metrics.p95Latency, cell: row => ms(row.metrics.p95Latency) },
+        { name: 'Average', number: true, sort: row => row.metrics.avgLatency, cell: row => latency(row.metrics.avgLatency) },
+        { name: 'p95', number: true, sort: row => row.metrics.p95Latency, cell: row => latency(row.metrics.p95Latency) },
         { name: 'Namespace', sort: row => row.namespace, cell: row => row.namespace || '–' },
         { name: 'Pods', number: true, sort: row => row.podCount, cell: row => count(row.podCount) },
         { name: 'Version', sort: row => row.version, cell: row => row.version || '–' },
@@ -47,6 +47,7 @@ export function ServicePage({ name, params }: { name: string; params: URLSearchP
   const filter = query({ startTime: since(params), environment, namespace })
   const asked = useAsk<{ service: ServiceDetails }>('services/' + encodeURIComponent(name) + filter, true)
   const graph = useAsk<Graph>('dependencies' + query({ startTime: since(params), environment, namespace, service: name }))
+  const known = new Set((graph.value?.nodes ?? []).filter(node => node.kind === 'service').map(node => node.id))
   return <>
     <div class="page-head">
       <h1 tabIndex={-1}><a class="back" href={to('services')}>Services</a> {name}</h1>
@@ -58,12 +59,12 @@ export function ServicePage({ name, params }: { name: string; params: URLSearchP
         { name: 'Health', value: service.status, note: [service.namespace, service.environment, service.version && `version ${service.version}`].filter(Boolean).join(', '), bad: service.status === 'down' },
         { name: 'Requests', value: count(service.metrics.requestCount), note: `${service.metrics.requestRate.toFixed(service.metrics.requestRate < 10 ? 2 : 0)} a second` },
         { name: 'Error rate', value: percent(service.metrics.errorRate), note: `${count(service.metrics.errorCount)} failed`, bad: service.metrics.errorRate >= 0.05 },
-        { name: 'Average latency', value: ms(service.metrics.avgLatency), note: `p50 ${ms(service.metrics.p50Latency)}, p95 ${ms(service.metrics.p95Latency)}` },
+        { name: 'Average latency', value: latency(service.metrics.avgLatency), note: `p50 ${latency(service.metrics.p50Latency)}, p95 ${latency(service.metrics.p95Latency)}` },
       ]} />
       {service.doctor.length > 0 && <section class="panel"><header class="panel-head"><h2>What the Doctor says</h2></header><Verdicts of={service.doctor} /></section>}
       <div class="columns">
-        <Links title="Called by" of={service.dependencies.upstream} />
-        <Links title="Calls" of={service.dependencies.downstream} />
+        <Links title="Called by" of={service.dependencies.upstream} known={known} />
+        <Links title="Calls" of={service.dependencies.downstream} known={known} />
       </div>
       {service.propagation.length > 0 && <section class="panel"><header class="panel-head"><h2>Context by route</h2></header><Scores of={service.propagation} /></section>}
       {service.pods.length > 0 && <section class="panel"><header class="panel-head"><h2>{plural(service.pods.length, 'pod')}</h2></header>
@@ -88,8 +89,9 @@ export function Scores({ of }: { of: ServiceDetails['propagation'] }) {
   ]} />
 }
 
-function Links({ title, of }: { title: string; of: string[] }) {
+/** Only services have a page: callers without a name, topics and hosts outside have none. */
+function Links({ title, of, known }: { title: string; of: string[]; known: Set<string> }) {
   return <section class="panel"><header class="panel-head"><h2>{title}</h2></header>
-    {of.length ? <ul class="chips">{of.map(name => <li key={name}><a href={to('services', name)}>{name}</a></li>)}</ul> : <p class="soft pad">Nobody in this time.</p>}
+    {of.length ? <ul class="chips">{of.map(name => <li key={name}>{known.has(name) ? <a href={to('services', name)}>{name}</a> : name}</li>)}</ul> : <p class="soft pad">Nobody in this time.</p>}
   </section>
 }

@@ -87,7 +87,7 @@ function Attributes({ of, label }: { of: Record<string, unknown>; label: string 
 
 function Details({ trace, span, close, jump, known, linked }: { trace: Trace; span: Span; close: () => void; jump: (id: string) => void; known: (id: string) => boolean; linked: boolean }) {
   const command = useMemo(() => curl(trace, span), [span])
-  return <aside class="details" aria-label="Span">
+  return <aside class="details" aria-label="Span" tabIndex={0}>
     <header><h2>{span.name}</h2><button type="button" aria-label="Close" onClick={close}>✕</button></header>
     <dl class="facts small">
       <div><dt>Service</dt><dd>{linked ? <a href={to('services', span.service.name)}>{span.service.name}</a> : span.service.name}</dd></div>
