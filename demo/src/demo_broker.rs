@@ -15,6 +15,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
+use throughline_rim::log::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -137,6 +138,9 @@ impl DemoBroker {
             let id = (self.messages.fetch_add(1, Ordering::Relaxed) + 1).to_string();
             message.insert("messageId".to_owned(), json!(id));
             message.insert("message_id".to_owned(), json!(id));
+            let published = Timestamp::now().to_string();
+            message.insert("publishTime".to_owned(), json!(published));
+            message.insert("publish_time".to_owned(), json!(published));
             ids.push(id);
             for (name, endpoint) in &subscribers {
                 let body = json!({ "message": message, "subscription": name }).to_string();
@@ -298,9 +302,20 @@ mod tests {
             "attributes": { "ce-type": "order.placed" }, "data": "e30=", "messageId": "1", "message_id": "1",
         });
         let pushed = json!({ "message": message, "subscription": "projects/shop/subscriptions/shipping" });
+        let mut published = Vec::new();
         for _ in 0..2 {
-            assert_eq!(pushes.recv().await, Some(("/deliveries".to_owned(), pushed.clone())));
+            let (path, mut body) = pushes.recv().await.unwrap();
+            let message = body["message"].as_object_mut().unwrap();
+            let (moment, again) = (message.remove("publishTime"), message.remove("publish_time"));
+            assert!(
+                moment.as_ref().is_some_and(|moment| moment.as_str().unwrap().ends_with('Z')),
+                "{moment:?}"
+            );
+            assert_eq!(moment, again);
+            published.push(moment);
+            assert_eq!((path.as_str(), &body), ("/deliveries", &pushed));
         }
+        assert_eq!(published[0], published[1], "the moment is that of the publish");
     }
 
     #[tokio::test]
