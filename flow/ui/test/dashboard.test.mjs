@@ -390,6 +390,9 @@ const pictures = process.env.THROUGHLINE_SCREENSHOTS
 for (const [name, theme, size, steps] of [
   ['operations', 'light', { width: 1280, height: 640 }, async (page, go) => { await go('/operations?q='); await PAGES.operations[1](page) }],
   ['operation', 'light', { width: 1280, height: 760 }, async (page, go) => { await go('/operations/checkout'); await PAGES.operation[1](page) }],
+  ['traces', 'light', { width: 1280, height: 620 }, async (page, go) => { await go('/traces?status=error'); await PAGES.traces[1](page) }],
+  ['services', 'dark', { width: 1280, height: 700 }, async (page, go) => { await go('/services?q='); await PAGES.services[1](page) }],
+  ['service', 'light', { width: 1280, height: 760 }, async (page, go) => { await go('/services/recommender'); await PAGES.service[1](page) }],
   ['trace', 'dark', { width: 1280, height: 790 }, async (page, go) => { await go(`/traces/${traces.failing}`); await PAGES['a failed trace'][1](page) }],
   ['large', 'light', { width: 1280, height: 760 }, async (page, go) => { await go(`/traces/${big}`); await rows(page) }],
   ['doctor', 'light', { width: 1280, height: 620 }, async (page, go) => { await go('/doctor'); await PAGES.doctor[1](page) }],

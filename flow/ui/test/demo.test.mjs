@@ -89,6 +89,10 @@ test('what drops the context is named by the Doctor, and the first look is not e
     await page.goto(shop)
     await page.getByRole('button', { name: 'Recommend something' }).click()
     await page.locator('#result .good').waitFor()
+    if (process.env.THROUGHLINE_SCREENSHOTS) {
+      await page.setViewportSize({ width: 1000, height: 640 })
+      await page.screenshot({ path: workspace(`${process.env.THROUGHLINE_SCREENSHOTS}/dashboard-shop.png`) })
+    }
     await asked('doctor', answer => answer.services?.some(row => row.name === 'stock' && row.verdicts.some(said => said.verdict === 'app_dropped')))
     await page.goto(`${dashboard}/doctor`)
     await page.getByRole('heading', { name: 'stock' }).waitFor()
