@@ -58,6 +58,7 @@ pub(crate) struct Bounds {
     pub(crate) bytes_max: usize,
     pub(crate) patience: Duration,
     all: Arc<Semaphore>,
+    pieces: usize,
 }
 
 /// A body, and its share of the bound.
@@ -76,8 +77,14 @@ pub(crate) struct Share {
 impl Bounds {
     pub(crate) fn new(bytes_max: u64, all_bytes_max: u64, patience: Duration) -> Self {
         let pieces = usize::try_from(all_bytes_max.max(bytes_max * 2) / PIECE).unwrap_or(usize::MAX);
-        let all = Arc::new(Semaphore::new(pieces.min(Semaphore::MAX_PERMITS)));
-        Self { bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX), patience, all }
+        let pieces = pieces.min(Semaphore::MAX_PERMITS);
+        let all = Arc::new(Semaphore::new(pieces));
+        Self { bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX), patience, all, pieces }
+    }
+
+    /// Bytes of the bound that are taken at this moment.
+    pub(crate) fn bytes_held(&self) -> u64 {
+        self.pieces.saturating_sub(self.all.available_permits()) as u64 * PIECE
     }
 
     /// Takes a larger share, so that it covers `bytes`.

@@ -52,6 +52,8 @@ pub(crate) fn page(app: &App) -> String {
         "reason",
         &books.expired,
     );
+    let bodies = "Bytes of exports that are being read, of those that all together may have.";
+    page.one("bodies_bytes_held", "gauge", bodies, app.bounds.bytes_held());
     page.each(
         "exports_turned_away_total",
         "counter",
