@@ -2,7 +2,7 @@
 //! optimised build:
 //!
 //!     cargo build --profile quick -p throughline-injector
-//!     THROUGHLINE_INJECTOR=target/quick/throughline-injector \
+//!     THROUGHLINE_INJECTOR=$PWD/target/quick/throughline-injector \
 //!         cargo test -p throughline-injector --test webhook -- bench_of_admissions --ignored --nocapture
 
 #[cfg(test)]
